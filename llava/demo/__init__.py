@@ -1,0 +1,1 @@
+"""The embedded model InternVL-Chat-Tiny, its pictures and its world of scenes."""
