@@ -15,7 +15,7 @@
     |   +-- ContextLengthError     prompt longer than the context
     +-- DataError                  a training sample or question that breaks the format
 
-Commands print `str(error)` on one line and exit with `error.exit_code`; they never show a traceback for these.
+Commands print `str(error)` on one line and exit with `error.exit_code`, never with a traceback.
 """
 
 from __future__ import annotations

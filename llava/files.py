@@ -1,4 +1,4 @@
-"""Reading and writing JSON and JSONL so that a crash leaves either the old file or the new one, never half of one."""
+"""Read and write JSON and JSONL so that a crash leaves the old file or the new one, never half of one."""
 
 from __future__ import annotations
 
