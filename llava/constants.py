@@ -7,7 +7,7 @@ LOGDIR = "."
 IGNORE_INDEX = -100
 """Label of a position that is not trained."""
 IMAGE_TOKEN_INDEX = -200
-"""Stands for a picture in `input_ids`: once per picture at the boundary, once per image feature in the model."""
+"""Stands for a picture in `input_ids`: once a picture at the boundary, once an image feature in the model."""
 DEFAULT_IMAGE_TOKEN = "<image>"
 DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
 DEFAULT_IM_START_TOKEN = "<im_start>"

@@ -1,0 +1,120 @@
+"""What goes into an engine and what comes out: requests, sampling parameters, answers. No torch in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from llava.errors import ConfigError, UsageError
+from llava.templates import PICTURE, Turn
+
+if TYPE_CHECKING:
+    from llava.processing.images import ImageSource
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+MAX_NEW_TOKENS_LIMIT = 1 << 20
+MAX_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when an answer ends. A number out of bounds is a ConfigError."""
+
+    temperature: float = 0.0
+    """0 is greedy; otherwise logits are divided by it. At most 100."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens whose probabilities reach this sum; (0, 1]."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 means all."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens seen in prompt or answer are divided by it (multiplied when negative); (0, 10]."""
+    max_new_tokens: int = 512
+    """The answer ends with finish reason "length" after so many tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer, besides the template's own and the end-of-sequence token."""
+    seed: int | None = None
+    """Makes sampling repeatable; None draws a fresh seed."""
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_p", self.top_p, 0, 1, open_low=True)
+        _check("top_k", self.top_k, 0, 1 << 30)
+        _check("repetition_penalty", self.repetition_penalty, 0, 10, open_low=True)
+        _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS_LIMIT)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, (1 << 63) - 1)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"stop is {self.stop!r}", remedy="Give a tuple of non-empty strings.")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise ConfigError(
+                f"{len(self.stop)} stop strings given", remedy=f"Give at most {MAX_STOP_STRINGS}."
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken at every step."""
+        return self.temperature == 0
+
+
+def _check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}", remedy="Give a finite number.")
+    if not (low < value <= high if open_low else low <= value <= high):
+        interval = f"{'above' if open_low else 'at least'} {low:g} and at most {high:g}"
+        raise ConfigError(f"{name} is {value!r}", remedy=f"It must be {interval}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted: either a dialogue (`turns`) or a rendered prompt with `<image>` placeholders."""
+
+    turns: Sequence[Turn] = ()
+    """The dialogue so far; the last turn is the user's. Contains PICTURE once per picture."""
+    prompt: str | None = None
+    """A prompt rendered elsewhere, in which every `<image>` stands for a picture."""
+    images: Sequence[ImageSource] = ()
+    """The pictures, in the order of their placeholders."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (not self.turns):
+            raise UsageError(
+                "a request needs either turns or a prompt", remedy="Give exactly one of the two."
+            )
+
+    @classmethod
+    def of_question(
+        cls, question: str, images: Sequence[ImageSource] = (), sampling: SamplingParams | None = None
+    ) -> Request:
+        """Ask one question about pictures, which come first, each on a line of its own (as in LLaVA-1.5)."""
+        turn = Turn("user", (*([PICTURE, "\n"] * len(images)), question))
+        return cls(turns=(turn,), images=images, sampling=sampling or SamplingParams())
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one answer went, in seconds of wall clock."""
+
+    first_token_s: float
+    """From submission to the first token: pictures, prompt and one step."""
+    total_s: float
+
+    def tokens_per_second(self, num_new_tokens: int) -> float:
+        """Return the decoding rate after the first token; 0 when there was only one."""
+        decode_s = self.total_s - self.first_token_s
+        return (num_new_tokens - 1) / decode_s if num_new_tokens > 1 and decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer: its text without stop strings and outer white space, and how it came about."""
+
+    text: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    """Length of the prompt with every picture expanded to its features."""
+    num_new_tokens: int
+    timing: Timing
