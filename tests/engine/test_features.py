@@ -17,7 +17,7 @@ class CountingEncoder:
 
 
 def pictures(*values: float) -> torch.Tensor:
-    return torch.stack([torch.full((3, 2, 2), value) for value in values])
+    return torch.stack([torch.full((3, 2, 2), float(value)) for value in values])
 
 
 def test_a_known_picture_is_not_encoded_again_and_order_is_kept() -> None:
