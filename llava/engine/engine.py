@@ -134,7 +134,7 @@ class ChatEngine:
         room = self.loaded.context_length - len(input_ids)
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {len(input_ids)} tokens and the model's context {self.loaded.context_length}",
+                f"the prompt has {len(input_ids)} tokens, the model's context {self.loaded.context_length}",
                 remedy="Shorten the conversation, or use fewer pictures.",
             )
         features = self._image_features(request.images) if request.images else None

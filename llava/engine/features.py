@@ -19,7 +19,7 @@ class FeatureCache:
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return float[B, N, C] for float32[B, 3, H, W]; only pictures not remembered go through the tower."""
+        """Return float[B, N, C] for float32[B, 3, H, W]; remembered pictures skip the tower."""
         keys = [_key(image) for image in pixel_values]
         missing = {key: row for row, key in enumerate(keys) if key not in self._features}
         fresh: dict[bytes, torch.Tensor] = {}

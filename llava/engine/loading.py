@@ -27,11 +27,14 @@ def load(
 ) -> ChatEngine:
     """Load a checkpoint and return an engine for it; without a path, the embedded model.
 
-    path: a checkpoint folder of any supported kind, or a hub id. base: the language model under a projector or
-    LoRA checkpoint. bits: quantise the language model to 4 or 8 bits (bitsandbytes). device: "cpu", "cuda",
-    "cuda:1", "mps"; None takes the best present. dtype: "float32", "bfloat16" or "float16"; None takes the
-    device's own. template: prompt template, over the checkpoint's. image_size: input size of the vision tower in
-    pixels. device_map: "auto" spreads blocks over several GPUs.
+    path: a checkpoint folder of any supported kind, or a hub id.
+    base: the language model under a projector or LoRA checkpoint.
+    bits: quantise the language model to 4 or 8 bits (bitsandbytes).
+    device: "cpu", "cuda", "cuda:1", "mps"; None takes the best present.
+    dtype: "float32", "bfloat16" or "float16"; None takes the device's own.
+    template: prompt template, over the checkpoint's.
+    image_size: input size of the vision tower in pixels, over the checkpoint's.
+    device_map: "auto" spreads blocks over several GPUs.
     Raises CheckpointError and its children, ConfigError, DependencyError.
     """
     options = LoadOptions(

@@ -47,8 +47,8 @@ class Processor:
         """Return the arguments of one model call.
 
         `prompt`: a rendered prompt in which each `<image>` stands for a picture, or turns to be rendered.
-        Returns input_ids: int64[1, L] with N times -200 per picture, attention_mask: int64[1, L] of ones, and,
-        when there are pictures, pixel_values: float32[B, 3, H, W], normalised.
+        Returns input_ids: int64[1, L] with N times -200 per picture, attention_mask: int64[1, L] of ones,
+        and, when there are pictures, pixel_values: float32[B, 3, H, W], normalised.
         Raises PlaceholderError when placeholders and pictures differ in number, ImageError for a bad picture.
         """
         input_ids = self.encode(prompt)
