@@ -84,6 +84,8 @@ def run(main: Callable[[], int], *, is_verbose: bool = False) -> int:
     try:
         code = main()
         sys.stdout.flush()
+    except SystemExit as ending:  # argparse, after --help
+        return ending.code if isinstance(ending.code, int) else EXIT_OK
     except LlavaError as error:
         note(describe_error(error))
         return error.exit_code

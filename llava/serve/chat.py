@@ -195,6 +195,8 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise UsageError("--image-folder is for --input", remedy="Give the whole path to --image.")
     if args.prompt is not None and not args.prompt.strip():
         raise UsageError("the question of -p is empty", remedy="Write one, or leave -p out.")
+    if args.prompt is not None:
+        check_text(args.prompt)
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}", remedy="Give 1 or more.")
     is_chat = args.interactive or (args.prompt is None and args.input is None and _is_terminal(sys.stdin))
