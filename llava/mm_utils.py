@@ -1,5 +1,4 @@
-"""The original's public helpers under their old address, `llava.mm_utils`; outside code imports them from
-here.
+"""The original's public helpers under their old address, `llava.mm_utils`, from which outside code imports.
 
 The work is done in `llava.processing`; this file keeps names, arguments and results as the original had them
 (original: `llava/mm_utils.py`). Sizes are (width, height) in pixels.
@@ -53,8 +52,9 @@ def process_images(
     """Make the model's pixel_values from PIL images as `model_cfg.image_aspect_ratio` says.
 
     `pad`: each picture on a square canvas; `anyres`: tiles by `model_cfg.image_grid_pinpoints`; anything
-    else: the processor alone, which crops the long side. Returns float32[B, 3, S, S] (`anyres`: [B, T, 3, S,
-    S]), or a list of the pictures' tensors where their shapes differ.
+    else: the processor alone, which crops the long side.
+    Returns float32[B, 3, S, S], for `anyres` [B, T, 3, S, S], or a list of the pictures' tensors where their
+    shapes differ.
     """
     # The original's boundary: any object may stand for a config, and a field that is absent means None.
     aspect = getattr(model_cfg, "image_aspect_ratio", None)

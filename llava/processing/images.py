@@ -64,7 +64,6 @@ _DECODING_ERRORS: Final = (
     LookupError,
     ArithmeticError,
     AssertionError,
-    AttributeError,
     EOFError,
     MemoryError,
     RuntimeError,
@@ -167,7 +166,9 @@ def _finish(
         if num_frames > 1:
             notice(f"{name} has {num_frames} frames; only the first is used.")
         if as_original:
-            image.info.pop("transparency", None)
+            if "transparency" in image.info:
+                image = image.copy()
+                del image.info["transparency"]
             return image.convert("RGB")
         return to_rgb(_upright(image, name, notice))
     except _DECODING_ERRORS as error:
@@ -194,6 +195,10 @@ def _check_size(image: Image.Image, name: str, limits: ImageLimits) -> None:
 
 def _broken(name: str, format_name: str, error: Exception) -> ImageError:
     """Say what is wrong without PIL's own words, which may hold object addresses."""
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return ImageLimitError(
+            f"{name} ({format_name}) holds a frame far larger than itself", remedy="Save it anew."
+        )
     text = str(error).lower()
     is_cut = isinstance(error, EOFError) or any(
         word in text for word in ("truncated", "end of file", "not enough")
