@@ -28,7 +28,7 @@ from llava.serve.session import Picture, Session, open_picture, settings_of
 
 if TYPE_CHECKING:
     from llava.engine.engine import ChatEngine
-    from llava.serve.answering import Outcome
+    from llava.serve.answering import Engine, Outcome
 
 DEFAULT_QUESTION = "Describe the picture."
 DEFAULT_BATCH_SIZE = 8
@@ -87,7 +87,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's own"
     )
-    add_quantisation_arguments(parser)
+    add_quantisation_arguments(group)
     group.add_argument(
         "--template", "--conv-mode", metavar="NAME", help="prompt template, over the checkpoint's"
     )
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chat(
-    engine: ChatEngine,
+    engine: Engine,
     session: Session,
     *,
     model: str,
@@ -226,7 +226,7 @@ def _question(prompt: str | None) -> str:
 
 
 def _answer_once(
-    engine: ChatEngine, session: Session, question: str, *, args: argparse.Namespace, model: str
+    engine: Engine, session: Session, question: str, *, args: argparse.Namespace, model: str
 ) -> int:
     request = session.request(question)
     if args.debug:

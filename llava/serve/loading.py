@@ -45,7 +45,7 @@ class ModelOptions:
         return "InternVL-Chat-Tiny" if self.path is None else Path(self.path).name or self.path
 
 
-def add_quantisation_arguments(parser: argparse.ArgumentParser) -> None:
+def add_quantisation_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare --load-8bit and --load-4bit."""
     bits = parser.add_mutually_exclusive_group()
     bits.add_argument(

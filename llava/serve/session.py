@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from llava.engine.request import Request, SamplingParams
 from llava.errors import DataError, FileError, UsageError
 from llava.files import read_json, write_json
-from llava.templates import PICTURE, Turn
+from llava.templates import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,8 +50,10 @@ class Message:
     """Whether the answer was interrupted."""
 
     def turn(self) -> Turn:
-        """Return the message as the templates take it: pictures first, each on a line of its own."""
-        return Turn(self.role, (*([PICTURE, "\n"] * len(self.pictures)), self.text))
+        """Return the message as the templates take it."""
+        if self.role == "assistant":
+            return Turn("assistant", (self.text,))
+        return Request.of_question(self.text, [picture.image for picture in self.pictures]).turns[0]
 
 
 @dataclass

@@ -52,7 +52,8 @@ class Terminal:
         Returns the exit code: where no person reads the errors, having had one is a failure.
         """
         self.show_pictures()
-        self.status("Ask about the picture. /help lists the commands; an empty line ends.")
+        about = "about it" if self.session.pictures else "something, or show a picture with /image PATH"
+        self.status(f"Ask {about}. /help lists the commands; an empty line ends the chat.")
         user, _ = self.names()
         was_interrupted = False
         while True:
