@@ -43,7 +43,7 @@ Content = tuple[str | Picture, ...]
 
 
 class Turn(NamedTuple):
-    """What one side says: text, and the places of pictures in it. Empty content: a turn still to be filled."""
+    """What one side says: text and places of pictures. Empty content: a turn still to be filled."""
 
     role: Literal["user", "assistant"]
     content: Content
@@ -75,6 +75,13 @@ def render_messages(template: ChatTemplate, messages: Sequence[Message], *, im_s
     """Render system text and messages; raises PromptError where a style cannot hold the messages."""
     writer = _Writer(im_start_end)
     _RENDERERS[template.style](template, messages, writer)
+    return writer.spans
+
+
+def render_content(content: Content, *, im_start_end: bool, is_trained: bool) -> list[Span]:
+    """Render what one turn holds, without its role."""
+    writer = _Writer(im_start_end)
+    writer.content(content, is_trained=is_trained)
     return writer.spans
 
 
