@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -63,7 +64,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def say(text: str = "", *, end: str = "\n") -> None:
     """Write to stdout what the command was asked for, at once."""
-    sys.stdout.write(text + end)
+    try:
+        sys.stdout.write(text + end)
+    except UnicodeEncodeError:
+        # A terminal that is not UTF-8: show what it can show.
+        encoding = sys.stdout.encoding
+        sys.stdout.write((text + end).encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
@@ -96,9 +102,10 @@ def run(main: Callable[[], int], *, is_verbose: bool = False) -> int:
         _discard_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        note(f"error[file]: {error.filename}: {error.strerror}. Check the path and its permissions.")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        note(f"error[file]: {where}{error.strerror}. Check the path, its permissions and the space left.")
         return LlavaError.exit_code
     return code
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 import llava
 from llava.cli import COMMANDS, main
-from llava.command import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, run
+from llava.command import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, run, say
 from llava.errors import FileError, LlavaError, WeightsError
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,21 @@ def test_an_error_is_one_line(error: Exception, line: str, capsys: pytest.Captur
 
     assert run(fail) == LlavaError.exit_code
     assert capsys.readouterr().err.startswith(line)
+
+
+def test_what_the_terminal_cannot_show_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stream, encoding="ascii"))
+    say("caf\u00e9")
+    assert stream.getvalue() == b"caf?\n"
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run(fill) == 2
+    assert capsys.readouterr().err.startswith("error[file]: No space left on device. ")
 
 
 def test_an_interruption_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

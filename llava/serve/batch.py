@@ -178,6 +178,8 @@ class AnswerFile:
 
         Raises UsageError when it was made with others, FileError when it cannot be read.
         """
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no plain file", remedy="Give another --output.")
         self.path = path
         self._settings = settings
         self._settings_path = path.with_name(path.name + ".settings.json")

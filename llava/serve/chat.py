@@ -174,7 +174,7 @@ def chat(
         open_saved_picture=lambda source: open_picture(
             source, allow_url=allow_urls_in_files, on_notice=_notice
         ),
-        read_line=input,
+        read_line=_read_line,
         is_interactive=is_interactive,
         shows_speed=shows_speed,
         shows_debug=shows_debug,
@@ -301,10 +301,19 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def _read_line(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except UnicodeDecodeError:
+        raise UsageError("the input is not UTF-8", remedy="Mend its encoding.") from None
+
+
 def _enable_line_editing() -> None:
     """Give the prompt a history and cursor keys where the platform has readline."""
     with suppress(ImportError):
-        import readline  # noqa: F401
+        import readline
+
+        readline.parse_and_bind("tab: complete")  # completes file names, as /image wants them
 
 
 def _notice(text: str) -> None:

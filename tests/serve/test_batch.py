@@ -238,6 +238,12 @@ def test_a_file_that_no_batch_made_is_not_appended_to(output: Path) -> None:
     assert output.read_text() == "precious\n"
 
 
+def test_an_output_that_is_no_plain_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match="is no plain file"):
+            AnswerFile(path, SETTINGS)
+
+
 def test_nothing_is_written_before_the_first_answer(output: Path) -> None:
     AnswerFile(output, SETTINGS)
     assert not output.parent.exists()

@@ -85,6 +85,16 @@ def test_lines_of_a_pipe_are_a_chat_when_asked_for(
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("options", [[], ["--interactive"]])
+def test_input_that_is_not_utf_8_is_one_line_and_exit_code_2(
+    options: list[str], picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_stdin(monkeypatch, b"caf\xe9?\n")
+    assert main(["chat", "--image", picture, *options]) == 2
+    assert "is not UTF-8. Mend its encoding.\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("engine")
 def test_json_tells_the_answer_and_how_it_came_about(
     picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
