@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from llava.command import OptionParser, note
 from llava.command import run as run_command
 from llava.engine.request import SamplingParams
+from llava.errors import UsageError
 from llava.serve.chat import chat
 from llava.serve.loading import ModelOptions, add_quantisation_arguments, load_engine
 from llava.serve.session import Session, open_picture
@@ -62,12 +63,14 @@ def _device(name: str | None) -> str | None:
     """Return the device to ask for; "cuda" was the original's default, and scripts pass it on any machine."""
     if name is None or not name.startswith("cuda"):
         return name
-    import torch
+    from llava.model.device import resolve_device
 
-    if torch.cuda.is_available():
-        return name
-    note(f"warning: --device {name}: no CUDA device here; using the best one present")
-    return None
+    try:
+        resolve_device(name)
+    except UsageError as error:
+        note(f"warning: {error.cause}; using the best device present")
+        return None
+    return name
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava.engine.request import SamplingParams
 from llava.serve.cli import main
@@ -60,6 +61,24 @@ def test_every_option_of_the_original_is_taken(
         ModelOptions(path="m", base="b", bits=8, device="cpu", template="llava_v1", image_aspect="square")
     ]
     assert "'outputs': 'Yes.'}" in capsys.readouterr().out
+
+
+def test_cuda_is_taken_for_the_best_device_where_there_is_none(
+    picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    loaded: list[ModelOptions] = []
+
+    def load(options: ModelOptions) -> ScriptedEngine:
+        loaded.append(options)
+        return ScriptedEngine()
+
+    monkeypatch.setattr("llava.serve.cli.load_engine", load)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["--image-file", picture, "--device", "cuda"]) == 0
+    assert loaded[0].device is None
+    assert capsys.readouterr().err.startswith("warning: device is 'cuda'")
 
 
 def test_options_may_be_shortened_as_in_the_original(engine: ScriptedEngine, picture: str) -> None:
