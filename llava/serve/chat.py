@@ -313,7 +313,9 @@ def _enable_line_editing() -> None:
     with suppress(ImportError):
         import readline
 
-        readline.parse_and_bind("tab: complete")  # completes file names, as /image wants them
+        # Complete file names, as /image wants them; by default a slash would begin a new word.
+        readline.set_completer_delims(" \t\n'\"")
+        readline.parse_and_bind("tab: complete")
 
 
 def _notice(text: str) -> None:
