@@ -163,8 +163,8 @@ class _Codec:
         for index, part in enumerate(self._parts(spans)):
             if isinstance(part, _Control):
                 if index == 0 and self._leaves_word_start(part.token):
-                    ids.append(self.bare.token_to_id(WORD_START))
-                    is_trained.append(False)
+                    ids += self.bare.encode(WORD_START, add_special_tokens=False).ids
+                    is_trained += [False] * (len(ids) - len(is_trained))
                 ids.append(part.token_id)
                 is_trained.append(part.is_trained)
             elif part.text:

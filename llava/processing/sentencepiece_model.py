@@ -72,7 +72,7 @@ def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """Return every pair of pieces that makes a piece, the pair to be merged first in front."""
-    merges = []
+    merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for piece, score in scores.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
