@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, cast, overload
+from typing import cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 
-from llava.errors import ConfigError, ImageError, ImageLimitError
+from llava.errors import ConfigError
 from llava.processing.image_rules import (
     CLIP_MEAN,
     CLIP_STD,
@@ -37,6 +37,7 @@ from llava.processing.image_rules import (
     imagenet_rules,
 )
 from llava.processing.images import to_rgb
+from llava.processing.resampling import expand_to_square, resize_and_crop
 
 __all__ = [
     "CLIP_MEAN",
@@ -51,11 +52,6 @@ __all__ = [
     "imagenet_rules",
     "resize_and_crop",
 ]
-
-MAX_RESIZED_PIXELS: Final = 1 << 27
-"""Largest picture that resizing may make before the crop: 134 million pixels, 400 MB."""
-STRIP_PIXELS: Final = 1 << 22
-"""A padded canvas is built in strips of about this many pixels, so that memory stays small."""
 
 
 class ImageProcessor:
@@ -141,87 +137,6 @@ class ImageProcessor:
                 # A byte is always a valid index: "clip" only spares numpy a checked copy of the result.
                 np.take(self._table[channel], bytes_rgb[..., channel], out=plane, mode="clip")
         return torch.from_numpy(pixel_values)
-
-
-def resize_and_crop(image: Image.Image, rules: ImageRules) -> Image.Image:
-    """Pad (if the rules say so), resize and crop an RGB picture to `rules.size` square, in bytes."""
-    width, height = image.size
-    if not (width and height):
-        raise ImageError(f"The picture is empty: {width} x {height} pixels", remedy="Give another picture.")
-    edge = rules.shortest_edge or rules.size
-    if rules.aspect == "pad" and width != height:
-        resized = _resize_padded(image, edge, rules.background)
-    else:
-        resized = _resize_shortest_edge(image, edge, rules.size)
-    return resized if resized.size == (rules.size, rules.size) else _centre_crop(resized, rules.size)
-
-
-def expand_to_square(image: Image.Image, background: tuple[int, ...] | int) -> Image.Image:
-    """Centre a picture on a square canvas as the original's `expand2square`: offset (long - short) // 2."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    canvas = Image.new(image.mode, (side, side), background)
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-    return canvas
-
-
-def _resize_padded(image: Image.Image, edge: int, background: tuple[int, int, int]) -> Image.Image:
-    """Resize the square canvas around `image` to `edge` without building it: equal to the bit, PIL works row
-    by row first and then column by column.
-
-    Every row of padding resizes to the same row, so one is enough; rows of the picture are done in strips.
-    """
-    width, height = image.size
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    bicubic = Image.Resampling.BICUBIC
-    rows = Image.new("RGB", (edge, side))
-    if height < side:
-        empty_row = Image.new("RGB", (side, 1), background).resize((edge, 1), bicubic)
-        rows.paste(empty_row.resize((edge, side), Image.Resampling.NEAREST))
-    strip_height = height if width == side else max(1, STRIP_PIXELS // side)
-    for start in range(0, height, strip_height):
-        stop = min(start + strip_height, height)
-        if width < side:
-            strip = Image.new("RGB", (side, stop - start), background)
-            strip.paste(image.crop((0, start, width, stop)), (left, 0))
-        else:
-            strip = image
-        rows.paste(strip.resize((edge, stop - start), bicubic), (0, top + start))
-    return rows.resize((edge, edge), bicubic)
-
-
-def _resize_shortest_edge(image: Image.Image, edge: int, crop: int) -> Image.Image:
-    """Resize the short side to `edge`; columns outside the crop are dropped between the two passes."""
-    width, height = image.size
-    long_edge = int(edge * max(width, height) / min(width, height))
-    if long_edge * edge > MAX_RESIZED_PIXELS:
-        raise ImageLimitError(
-            f"The picture is {width} x {height} pixels, too long and thin to be resized",
-            remedy="Cut it, or use a model that pads its pictures.",
-        )
-    bicubic = Image.Resampling.BICUBIC
-    if width <= height or long_edge <= crop:
-        new_size = (edge, long_edge) if width <= height else (long_edge, edge)
-        return image.resize(new_size, bicubic)
-    rows = image.resize((long_edge, height), bicubic)
-    left = (long_edge - crop) // 2
-    return rows.crop((left, 0, left + crop, height)).resize((crop, edge), bicubic)
-
-
-def _centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cut the centre; where the picture is smaller, black is added with the reference's uneven rounding."""
-    width, height = image.size
-    left, top = _crop_start(width, size), _crop_start(height, size)
-    return image.crop((left, top, left + size, top + size))
-
-
-def _crop_start(length: int, size: int) -> int:
-    # When the picture is smaller, the reference rounds the margin up on the near side: -ceil((size - length)
-    # / 2), which is what flooring the negative number gives.
-    return (length - size) // 2
 
 
 def _byte_table(rules: ImageRules) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava.errors import ConfigError, ImageError, ImageLimitError
-from llava.processing import pixels
+from llava.processing import resampling
 from llava.processing.image_rules import Aspect
 from llava.processing.images import load_image
 from llava.processing.pixels import (
@@ -75,8 +75,15 @@ class TestParity:
         assert_parity(rules, noise(640, 480), noise(480, 641), noise(500, 500))
 
     def test_a_canvas_built_in_strips_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pixels, "STRIP_PIXELS", 1000)
-        assert_parity(imagenet_rules(56), noise(70, 333))
+        monkeypatch.setattr(resampling, "STRIP_PIXELS", 1000)
+        assert_parity(imagenet_rules(56), noise(70, 333), noise(30, 333))
+
+    @settings(max_examples=60, deadline=None)
+    @given(width=st.integers(1, 40), ratio=st.integers(8, 40), size=st.sampled_from([24, 56, 57, 336]))
+    def test_a_very_tall_picture_equals_transformers(self, width: int, ratio: int, size: int) -> None:
+        image = noise(width, width * ratio + width % 7, seed=ratio)
+        assert_parity(imagenet_rules(size), image)
+        assert_parity(clip_rules(size), image.point([255 * (value > 127) for value in range(256)] * 3))
 
     def test_the_clip_processor_without_padding_is_met_as_well(self) -> None:
         theirs = CLIPImageProcessorPil()
