@@ -20,19 +20,30 @@ from llava.processing.anyres import (
     resize_and_pad_image,
     select_best_resolution,
 )
+from llava.processing.encoding import tokenizer_image_token
 from llava.processing.images import load_image, to_rgb
 from llava.processing.pixels import ImageProcessor, expand_to_square
+from llava.processing.stopping import KeywordsStoppingCriteria
 
 __all__ = [
+    "KeywordsStoppingCriteria",
     "divide_to_patches",
     "expand2square",
     "get_anyres_image_grid_shape",
+    "get_model_name_from_path",
     "load_image_from_base64",
     "process_anyres_image",
     "process_images",
     "resize_and_pad_image",
     "select_best_resolution",
+    "tokenizer_image_token",
 ]
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """Return the last part of a path, with its parent's name before it where it is `checkpoint-*`."""
+    *parents, name = model_path.strip("/").split("/")
+    return f"{parents[-1]}_{name}" if name.startswith("checkpoint-") and parents else name
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
+from llava.constants import IMAGE_TOKEN_INDEX
+
 
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Stops once every row of the batch ends with one of the keywords or holds it in its last new tokens."""
@@ -24,12 +26,22 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
         self.tokenizer = tokenizer
         self.start_len = input_ids.shape[1]
+        self.is_expanded = not bool((input_ids == IMAGE_TOKEN_INDEX).any())
 
-    def __call__(self, output_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+    def __call__(
+        self,
+        output_ids: torch.Tensor,
+        scores: object,  # noqa: ARG002 - the caller gives it by position
+        **_: object,
+    ) -> torch.Tensor:
         """Return bool[B]: true for every row once all have met a keyword, false for every row before.
 
         output_ids: int64[B, L], prompt and new tokens.
         """
+        if not self.is_expanded:
+            # Each -200 of the prompt has become many by now, and the first call comes with one new token.
+            self.start_len = max(self.start_len, output_ids.shape[1] - 1)
+            self.is_expanded = True
         is_done = all(self._has_keyword(row) for row in output_ids.tolist())
         return torch.full((output_ids.shape[0],), is_done, dtype=torch.bool, device=output_ids.device)
 
