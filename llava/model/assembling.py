@@ -1,0 +1,283 @@
+"""From a recognised folder to everything a model is made of, before a weight is read.
+
+Place in the flow: `checkpoint.recognise` -> here (which tensors, which tower, which picture size, which
+vocabulary) -> `builder`, which makes the model and reads the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llava.errors import CheckpointError, ConfigError, UsageError
+from llava.files import read_json
+from llava.log import get_logger
+from llava.model.checkpoint import Checkpoint, read_object, recognise
+from llava.model.config import LlavaConfig, make_config
+from llava.model.locating import tower_folder
+from llava.model.mapping import TOWER_PREFIX, from_projector_file
+from llava.model.sources import Layered, Renamed, TensorSource
+from llava.model.towers import Tower, read_tower, table_size
+from llava.model.weights import WeightFiles
+from llava.processing.pixels import Aspect, ImageRules, clip_rules, imagenet_rules
+
+logger = get_logger(__name__)
+
+_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight")
+_POSITIONS = (
+    f"{TOWER_PREFIX}embeddings.position_embedding",
+    f"{TOWER_PREFIX}embeddings.position_embeddings",
+    f"{TOWER_PREFIX}vision_model.embeddings.position_embedding.weight",
+    f"{TOWER_PREFIX}embeddings.position_embedding.weight",
+)
+_ORIGINAL_INTERNVIT_SIZE = 336
+"""What the original makes of a 224-pixel InternViT table ("224to336")."""
+
+
+@dataclass
+class Parts:
+    """What a model is made of."""
+
+    checkpoint: Checkpoint
+    tower: Tower
+    source: TensorSource
+    """All weights under the original's names."""
+    original: Mapping[str, Any]
+    """The config.json that decides, in the original's spelling."""
+    rules: ImageRules
+    rules_reason: str
+    tokenizer_folder: Path
+    vocab_size: int
+    """Rows of the token embedding in the weights."""
+    files: list[Path] = field(default_factory=list)
+    """Folders that weights come from."""
+    notices: list[str] = field(default_factory=list)
+
+    def config(self) -> LlavaConfig:
+        """Return the native configuration."""
+        original = {**self.original, "vocab_size": self.vocab_size}
+        return make_config(
+            original, self.tower, image_size=self.rules.size, source=str(self.checkpoint.path / "config.json")
+        )
+
+
+def assemble(checkpoint: Checkpoint, *, base: str | None, image_size: int | None) -> Parts:
+    """Find the parts of a checkpoint.
+
+    base: the language model under kinds `projector` and `lora`. image_size: pixels, over the checkpoint's own.
+    Raises CheckpointError for a kind that cannot be loaded or a part that is missing, ConfigError for an
+    unknown value.
+    """
+    _refuse(checkpoint, base)
+    notices: list[str] = []
+    original = _hf_original(checkpoint.config) if checkpoint.kind == "hf" else checkpoint.config
+    language, folders, tokenizer = _language_source(checkpoint, base, notices)
+    if checkpoint.kind == "lora" and "mm_vision_tower" not in original:
+        raise CheckpointError(
+            f"{checkpoint.path} is an adapter without the config.json of a vision-language model",
+            remedy="Copy config.json of the training run beside adapter_config.json.",
+        )
+    tower, tower_source, beside = _tower(checkpoint, original, language, notices)
+    source: TensorSource = language if tower_source is None else Layered(language, tower_source)
+    if beside is not None:
+        folders.append(beside)
+    rules, reason = _rules(checkpoint, original, tower, source, beside, image_size)
+    return Parts(
+        checkpoint=checkpoint,
+        tower=tower,
+        source=source,
+        original=original,
+        rules=rules,
+        rules_reason=reason,
+        tokenizer_folder=tokenizer,
+        vocab_size=_vocab_size(source, original, checkpoint),
+        files=folders,
+        notices=notices,
+    )
+
+
+def _refuse(checkpoint: Checkpoint, base: str | None) -> None:
+    """Raise for kinds that are no model by themselves; say when `base` has no effect."""
+    path = checkpoint.path
+    if checkpoint.kind == "delta":
+        raise CheckpointError(
+            f"{path} holds the difference to a base model, not a model",
+            remedy=f"Run: python -m llava.model.apply_delta --base BASE --target TARGET --delta {path}",
+        )
+    if checkpoint.kind == "llm":
+        raise CheckpointError(
+            f"{path} is a language model alone, without vision tower and projector",
+            remedy="Give the folder of the projector or adapter as the model, and this one as its base.",
+        )
+    if checkpoint.kind == "tower":
+        raise CheckpointError(
+            f"{path} is a vision tower alone", remedy="Give the folder of a vision-language checkpoint."
+        )
+    if checkpoint.kind == "projector" and base is None:
+        raise CheckpointError(
+            f"{path} holds a projector only",
+            remedy="Give the language model it was trained on (--model-base, or base= in Python).",
+        )
+    if base is not None and checkpoint.kind not in ("projector", "lora"):
+        raise UsageError(
+            f"{path} is a whole model, and a base ({base}) was given", remedy="Leave the base out."
+        )
+
+
+def _language_source(
+    checkpoint: Checkpoint, base: str | None, notices: list[str]
+) -> tuple[TensorSource, list[Path], Path]:
+    """Return (weights without a tower beside, folders they come from, folder of the tokenizer)."""
+    path = checkpoint.path
+    if checkpoint.kind == "projector":
+        assert base is not None and checkpoint.projector_file is not None, "refused before"
+        under = _base_checkpoint(base)
+        files = WeightFiles.open_files([checkpoint.projector_file])
+        projector = Renamed(files, from_projector_file)
+        return Layered(projector, under.weights), [path, under.path], _tokenizer_folder(path, under.path)
+    if checkpoint.kind == "lora":
+        from llava.model.adapters import base_of, merged_source
+
+        adapter = read_object(path / "adapter_config.json")
+        under = _base_checkpoint(base if base is not None else base_of(adapter, path))
+        if base is None:
+            notices.append(f"The adapter's base is {under.path}, as adapter_config.json says.")
+        merged = merged_source(path, adapter, under.weights)
+        return merged, [path, under.path], _tokenizer_folder(path, under.path)
+    return checkpoint.weights, [path], path
+
+
+def _base_checkpoint(base: str) -> Checkpoint:
+    under = recognise(base)
+    if under.kind not in ("llm", "full", "own"):
+        raise CheckpointError(
+            f"The base {base} is of kind {under.kind!r}, not a language model",
+            remedy="Give the folder of the language model, such as vicuna-7b-v1.5.",
+        )
+    return under
+
+
+def _tokenizer_folder(*folders: Path) -> Path:
+    """Return the first folder that has a tokenizer; the last when none has (its loader says what is missing)."""
+    names = ("tokenizer.json", "tokenizer.model")
+    return next((folder for folder in folders if any((folder / n).is_file() for n in names)), folders[-1])
+
+
+def _hf_original(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Spell a llava-hf config.json as the original does."""
+    known = {"default": "patch", "full": "cls_patch"}
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if strategy not in known:
+        raise ConfigError.of_field("vision_feature_select_strategy", strategy, known, source="config.json")
+    if config.get("projector_hidden_act", "gelu") != "gelu":
+        raise ConfigError.of_field(
+            "projector_hidden_act", config["projector_hidden_act"], ("gelu",), source="config.json"
+        )
+    text = dict(config["text_config"])
+    # Old files leave out what were the classes' defaults.
+    text.setdefault("model_type", "llama")
+    return {
+        **text,
+        "mm_vision_tower": None,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.get("vision_feature_layer", -2),
+        "mm_vision_select_feature": known[strategy],
+        "tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+    }
+
+
+def _tower(
+    checkpoint: Checkpoint, original: Mapping[str, Any], language: TensorSource, notices: list[str]
+) -> tuple[Tower, TensorSource | None, Path | None]:
+    """Return the tower, its weights unless the checkpoint has them, and its folder unless not needed."""
+    inside = checkpoint.has_tower
+    name = original.get("mm_vision_tower")
+    described: Mapping[str, Any] | None = None
+    if checkpoint.manifest is not None:
+        described = checkpoint.manifest.vision_config
+    elif checkpoint.kind == "hf":
+        described = checkpoint.config["vision_config"]
+    if inside and described is not None:
+        return read_tower(described, source=str(checkpoint.path)), None, None
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{checkpoint.path} has neither a vision tower inside nor mm_vision_tower in its config.json",
+            remedy="Set mm_vision_tower to the folder of the tower.",
+        )
+    folder = tower_folder(name, checkpoint.path)
+    tower = read_tower(read_object(folder / "config.json"), source=str(folder / "config.json"))
+    if inside:
+        notices.append(f"The vision tower is the one inside the checkpoint, not {folder}.")
+        return tower, None, folder
+    files = WeightFiles.open(folder, "model")
+    return tower, Renamed(files, lambda key: TOWER_PREFIX + key), folder
+
+
+def _rules(
+    checkpoint: Checkpoint,
+    original: Mapping[str, Any],
+    tower: Tower,
+    source: TensorSource,
+    beside: Path | None,
+    image_size: int | None,
+) -> tuple[ImageRules, str]:
+    """Return how pictures are made, and why at that size; never from a name."""
+    aspect: Aspect = "pad" if original.get("image_aspect_ratio") == "pad" else "square"
+    rules, reason = _stored_rules(checkpoint, original, beside, aspect)
+    if rules is None:
+        make = clip_rules if tower.family == "clip" else imagenet_rules
+        size, reason = _natural_size(tower, source, beside is None)
+        rules = make(size, aspect=aspect)
+    if image_size is None or image_size == rules.size:
+        return rules, reason
+    resized = ImageRules(size=image_size, mean=rules.mean, std=rules.std, aspect=rules.aspect)
+    return resized, f"asked for, over {rules.size}: {reason}"
+
+
+def _stored_rules(
+    checkpoint: Checkpoint, original: Mapping[str, Any], beside: Path | None, aspect: Aspect
+) -> tuple[ImageRules | None, str]:
+    """Return the rules that a file states, if one does."""
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest.image, "llava.json"
+    stated: Aspect | None = aspect if original.get("image_aspect_ratio") is not None else None
+    path = checkpoint.path / "preprocessor_config.json"
+    if path.is_file():
+        rules = ImageRules.from_preprocessor_config(read_object(path), aspect=stated)
+        return rules, "preprocessor_config.json of the checkpoint"
+    if beside is not None and (beside / path.name).is_file():
+        rules = ImageRules.from_preprocessor_config(read_object(beside / path.name), aspect=aspect)
+        return rules, "preprocessor_config.json of the vision tower"
+    return None, ""
+
+
+def _natural_size(tower: Tower, source: TensorSource, is_inside: bool) -> tuple[int, str]:
+    """Return the size that the tower's position table is for, InternViT's 224 used at 336."""
+    num_positions = next(
+        (source.shape(key)[-2] for key in source.keys() if key in _POSITIONS),  # noqa: SIM118
+        None,
+    )
+    if num_positions is None:
+        return tower.image_size, "image_size of the vision tower"
+    size = table_size(num_positions, tower.patch_size)
+    where = "in the checkpoint" if is_inside else "of the vision tower"
+    if tower.family == "internvit" and size == 224:
+        return _ORIGINAL_INTERNVIT_SIZE, f"a 224-pixel InternViT {where} is used at 336 pixels"
+    return size, f"the position table {where} has {num_positions} entries"
+
+
+def _vocab_size(source: TensorSource, original: Mapping[str, Any], checkpoint: Checkpoint) -> int:
+    """Return the rows of the token embedding; a whole checkpoint must agree with its config.json."""
+    rows = next((source.shape(key)[0] for key in source.keys() if key in _EMBEDDINGS), None)  # noqa: SIM118
+    stated = original.get("vocab_size")
+    if rows is None:
+        # `filling` lists the embedding among what is missing.
+        return int(stated or 32000)
+    if checkpoint.kind in ("own", "full") and isinstance(stated, int) and stated != rows:
+        raise ConfigError(
+            f"vocab_size is {stated} in config.json, and the token embedding has {rows} rows",
+            remedy="Check that config.json belongs to the weights.",
+        )
+    return rows

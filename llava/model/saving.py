@@ -1,0 +1,134 @@
+"""Save a model in our own format: the original's layout in safetensors, with llava.json beside it.
+
+    config.json               language model and mm_* keys, as the original writes them
+    model*.safetensors        the original's weight names, the vision tower inside
+    llava.json                template, picture rules, tower configuration, history (`manifest`)
+    tokenizer.json, ...       the exact tokenizer
+    preprocessor_config.json  the picture rules for other programs
+
+Loading it gives equal weights to the bit, from anywhere: nothing is looked for outside the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llava.errors import CheckpointError
+from llava.files import write_json
+from llava.model.config import LlavaConfig, original_config
+from llava.model.manifest import Manifest
+from llava.model.mapping import original_tensors
+from llava.model.towers import Tower
+from llava.model.weights import write_weights
+from llava.processing.pixels import ImageRules
+from llava.processing.tokenizer import save_tokenizer
+from llava.templates import ChatTemplate, get_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from llava.model.modeling import LlavaForCausalLM
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    *,
+    model: LlavaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rules: ImageRules,
+    template: str | ChatTemplate | None,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write `model` to `folder`, which is there whole or not at all; returns the folder.
+
+    dtype: stored dtype; None keeps the model's. state: the full weights by the model's own names, where the
+    model itself holds only a part of them (sharded training). A checkpoint that is already at `folder` is
+    replaced, anything else there is not: CheckpointError.
+    """
+    folder = Path(folder)
+    stored_dtype = dtype or next(model.parameters()).dtype
+    named = template if isinstance(template, ChatTemplate) or template is None else get_template(template)
+    manifest = Manifest(
+        template=None if named is None else named.name,
+        image=rules,
+        vision_config=model.config.tower or {},
+        base=base,
+        recipe=recipe,
+        parent=parent,
+    )
+    with _replacing(folder) as temporary:
+        write_weights(
+            temporary,
+            checkpoint_tensors(model, dtype=stored_dtype, state=state),
+            max_shard_bytes=max_shard_bytes,
+            metadata={"format": "pt"},
+        )
+        dtype_name = str(stored_dtype).removeprefix("torch.")
+        write_json(temporary / "config.json", original_config(model.config, dtype=dtype_name))
+        write_json(temporary / "preprocessor_config.json", rules.to_preprocessor_config())
+        save_tokenizer(tokenizer, temporary, template=named)
+        manifest.write(temporary)
+    return folder
+
+
+def checkpoint_tensors(
+    model: LlavaForCausalLM,
+    *,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (original name, tensor on the CPU) for every parameter, tied ones once."""
+    named: Iterable[tuple[str, torch.Tensor]] = (
+        (name, parameter.detach() if state is None else state[name])
+        for name, parameter in model.named_parameters()
+    )
+    tensors = original_tensors(
+        named, family=family_of(model.config), text_type=model.config.text_config.model_type
+    )
+    for name, tensor in tensors:
+        yield name, tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+
+
+def family_of(config: LlavaConfig) -> Any:
+    """Return the family of a model's tower: "clip" or "internvit"."""
+    return "clip" if config.vision_config.model_type == "clip_vision_model" else "internvit"
+
+
+def tower_of(config: LlavaConfig) -> Tower:
+    """Return the tower that a model's configuration carries."""
+    return Tower(family_of(config), config.tower or {})
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder` that takes its place on success and is removed on an error."""
+    if folder.exists() and not (folder / "llava.json").is_file() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"{folder} exists and is not a checkpoint of this package",
+            remedy="Give a new folder, or remove what is there.",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
