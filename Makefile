@@ -1,0 +1,64 @@
+# Two commands of a fresh clone: `make chat` and `make test`. See `make help`.
+
+.NOTPARALLEL:
+.PHONY: help chat test check setup clean
+.DEFAULT_GOAL := help
+
+# $(value ...) takes a variable as it was typed: quotes, spaces and $ of a prompt reach the program unchanged,
+# and a prompt that spells a make function stays text.
+export LLAVA_CHAT_IMAGE := $(value IMAGE)
+export LLAVA_CHAT_PROMPT := $(value PROMPT)
+export LLAVA_SETUP_PYTHON := $(value PYTHON)
+unexport IMAGE PROMPT PYTHON
+
+BIN := .venv/bin
+
+# Any Python can run the setup script; the script then finds the one that .venv is made with.
+define SETUP
+for python in "$$LLAVA_SETUP_PYTHON" python3 python3.13 python3.12 python3.11 python3.10 python; do \
+    if [ -n "$$python" ] && "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then \
+        break; \
+    fi; \
+    python=; \
+done; \
+if [ -z "$$python" ]; then \
+    echo "error: no Python found. Install 3.10 to 3.13 (Debian: apt-get install python3 python3-venv)" >&2; \
+    exit 2; \
+fi; \
+"$$python" scripts/setup_env.py --python="$$LLAVA_SETUP_PYTHON"
+endef
+
+help:
+	@echo 'make chat                              talk about an example picture with the embedded model'
+	@echo 'make chat IMAGE=x.jpg PROMPT="..."     ask once about a picture of yours'
+	@echo 'make test                              run the tests (ARGS="-k name" goes to pytest)'
+	@echo 'make check                             formatting, lint and types, as CI does'
+	@echo 'make setup                             only make .venv, with what tests need'
+	@echo 'make clean                             remove .venv, caches and build output'
+	@echo
+	@echo 'PYTHON=/path/to/python3.12 chooses the interpreter for a new .venv (3.10 to 3.13).'
+
+# With a question, or where nobody can type one, it answers once.
+chat:
+	@$(SETUP) chat
+	@set -- chat; \
+	if [ -n "$$LLAVA_CHAT_IMAGE" ]; then set -- "$$@" --image="$$LLAVA_CHAT_IMAGE"; fi; \
+	if [ -n "$$LLAVA_CHAT_PROMPT" ]; then set -- "$$@" --prompt="$$LLAVA_CHAT_PROMPT"; fi; \
+	if [ -t 0 ]; then exec $(BIN)/llava "$$@"; else exec $(BIN)/llava "$$@" </dev/null; fi
+
+test:
+	@$(SETUP) dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check:
+	@$(SETUP) dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup:
+	@$(SETUP) dev
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
