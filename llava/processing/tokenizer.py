@@ -8,7 +8,7 @@ the file is converted here; `legacy` means what it means in `LlamaTokenizer` of 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import FileError, TokenizerError
+from llava.errors import ConfigError, FileError, TokenizerError
 from llava.files import read_json, write_json, write_text
 from llava.processing.chat_template import chat_template
 from llava.processing.encoding import Encoded, encode_spans, tokenizer_image_token
@@ -38,17 +38,19 @@ class _Settings:
     """What the JSON files beside a vocabulary say."""
 
     named: dict[str, str]
+    """Role, such as "bos_token", to content."""
     added: dict[str, int | None]
-    """Content to id; None: the next free id."""
+    """Content of every token that text is cut at to its id; None: as in the vocabulary, or the next free."""
     special: set[str]
+    """Those of them that are special, not merely added."""
+    strips: dict[str, tuple[bool, bool]]
+    """Content to (lstrip, rstrip)."""
     legacy: bool
     add_bos_token: bool
     add_eos_token: bool
     model_max_length: int | None
     padding_side: str
-    is_ours: bool = False
-    strips: dict[str, tuple[bool, bool]] = field(default_factory=dict)
-    """Content to (lstrip, rstrip)."""
+    is_ours: bool
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
@@ -56,7 +58,11 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
 
     Reads tokenizer.json where we wrote it, else tokenizer.model (LLaMA's kind), else tokenizer.json.
     added_tokens.json, special_tokens_map.json and tokenizer_config.json beside it are honoured. `legacy`
-    absent from tokenizer_config.json means True. Raises TokenizerError, with a remedy.
+    absent from tokenizer_config.json means True. Raises TokenizerError, or ConfigError for a value it cannot
+    have.
+
+    `tokenizer(text)` gives the original's ids, but for one case: a text that begins with a token merely
+    added, as `<im_start>`, gets no leading space; `tokenizer_image_token` and `encode_spans` give it.
     """
     folder = Path(folder)
     try:
@@ -93,36 +99,62 @@ def _wrap(backend: Tokenizer, settings: _Settings) -> PreTrainedTokenizerFast:
 
 def _settings(folder: Path) -> _Settings:
     """Read the JSON files; what is absent is as in `LlamaTokenizer`."""
-    config = _json_object(folder / "tokenizer_config.json")
-    special_map = _json_object(folder / "special_tokens_map.json")
-    added: dict[str, int | None] = dict(_json_object(folder / "added_tokens.json"))
-    is_llama = (folder / "tokenizer.model").is_file()
-    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} if is_llama else {}
+    config_file = folder / "tokenizer_config.json"
+    config, special_map = _json_object(config_file), _json_object(folder / "special_tokens_map.json")
+    has_model = (folder / "tokenizer.model").is_file()
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} if has_model else {}
     for name in _NAMED:
         content = _content(config.get(name)) or _content(special_map.get(name))
         if content:
             named[name] = content
-    further = [*_list(config, "additional_special_tokens"), *_list(special_map, "additional_special_tokens")]
-    special = {*named.values(), *(_content(token) for token in further)} - {""}
-    strips = {}
-    for index, token in config.get("added_tokens_decoder", {}).items():
-        added[token["content"]] = int(index)
-        strips[token["content"]] = (bool(token.get("lstrip")), bool(token.get("rstrip")))
-        if token.get("special") and int(index) > 2:
-            special.add(token["content"])
-    length = config.get("model_max_length")
-    return _Settings(
+    further = [
+        _content(token)
+        for tokens in (config.get("additional_special_tokens"), special_map.get("additional_special_tokens"))
+        for token in (tokens if isinstance(tokens, list) else [])
+    ]
+    settings = _Settings(
         named=named,
-        added=added,
-        special=special,
+        added=dict.fromkeys([*named.values(), *further]),
+        special={*named.values(), *further},
+        strips={},
         legacy=config.get("legacy") is not False,
         add_bos_token=config.get("add_bos_token") is not False,
-        add_eos_token=bool(config.get("add_eos_token")),
-        model_max_length=int(length) if length is not None and length < _UNLIMITED else None,
+        add_eos_token=config.get("add_eos_token") is True,
+        model_max_length=_limit(config.get("model_max_length"), config_file),
         padding_side=config.get("padding_side", "right"),
         is_ours=_MARKER in config,
-        strips=strips,
     )
+    if settings.padding_side not in ("left", "right"):
+        raise ConfigError.of_field(
+            "padding_side", settings.padding_side, ("left", "right"), source=str(config_file)
+        )
+    _read_added(settings, _json_object(folder / "added_tokens.json"), config.get("added_tokens_decoder"))
+    return settings
+
+
+def _read_added(settings: _Settings, added_tokens: dict[str, Any], decoder: object) -> None:
+    """Take ids and flags of added tokens from added_tokens.json and from the newer `added_tokens_decoder`."""
+    try:
+        settings.added |= {content: int(index) for content, index in added_tokens.items()}
+        for index, token in decoder.items() if isinstance(decoder, dict) else ():
+            content = token["content"]
+            settings.added[content] = int(index)
+            settings.strips[content] = (token.get("lstrip") is True, token.get("rstrip") is True)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise TokenizerError(
+            "added_tokens.json or added_tokens_decoder of tokenizer_config.json does not map tokens and ids",
+            remedy="Copy the tokenizer files again.",
+        ) from None
+    settings.added.pop(DEFAULT_IMAGE_TOKEN, None)
+
+
+def _limit(length: object, source: Path) -> int | None:
+    """Return the context length a tokenizer states, None where it states none."""
+    if length is None or (isinstance(length, int | float) and length >= _UNLIMITED):
+        return None
+    if isinstance(length, bool) or not isinstance(length, int | float) or length < 1:
+        raise ConfigError(f"model_max_length is {length!r} in {source}", remedy="Give a positive number.")
+    return int(length)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -142,26 +174,25 @@ def _content(token: object) -> str:
     return token if isinstance(token, str) else ""
 
 
-def _list(values: dict[str, Any], key: str) -> list[object]:
-    value = values.get(key)
-    return list(value) if isinstance(value, list) else []
-
-
 def _from_json(path: Path) -> Tokenizer:
     """Read a tokenizer.json and take `<image>` out of it."""
-    try:
-        state = read_json(path)
-        state["added_tokens"] = [
-            token for token in state["added_tokens"] if token["content"] != DEFAULT_IMAGE_TOKEN
+    state = _json_object(path)
+    tokens, model = state.get("added_tokens", []), state.get("model")
+    reason = "it has no model with a vocabulary"
+    if isinstance(tokens, list) and isinstance(model, dict) and isinstance(model.get("vocab"), dict):
+        is_image = [
+            isinstance(token, dict) and token.get("content") == DEFAULT_IMAGE_TOKEN for token in tokens
         ]
-        state["model"]["vocab"].pop(DEFAULT_IMAGE_TOKEN, None)
-        return Tokenizer.from_str(json.dumps(state))
-    # `tokenizers` raises Exception itself for a file it cannot read.
-    except Exception as error:
-        raise TokenizerError(
-            f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}",
-            remedy="The file is truncated or of another kind; copy it again.",
-        ) from error
+        state["added_tokens"] = [token for token, drop in zip(tokens, is_image, strict=True) if not drop]
+        model["vocab"].pop(DEFAULT_IMAGE_TOKEN, None)
+        try:
+            return Tokenizer.from_str(json.dumps(state))
+        except Exception as error:  # the class that `tokenizers` itself raises
+            reason = " ".join(str(error).split())
+    raise TokenizerError(
+        f"{path} cannot be read as a tokenizer: {reason}",
+        remedy="The file is damaged or of another kind; copy it again.",
+    )
 
 
 def _from_sentencepiece(path: Path, settings: _Settings) -> Tokenizer:
@@ -203,9 +234,8 @@ def _with_added(backend: Tokenizer, settings: _Settings) -> Tokenizer:
     """Return the backend with added tokens at the ids the files give them."""
     state = json.loads(backend.to_str())
     vocabulary: dict[str, int] = state["model"]["vocab"]
-    wanted = {**dict.fromkeys(settings.named.values()), **settings.added}
-    wanted.pop(DEFAULT_IMAGE_TOKEN, None)
-    for content, index in wanted.items():
+    # Tokens with an id of their own first, so that the others take what is left.
+    for content, index in sorted(settings.added.items(), key=lambda item: item[1] is None):
         if content not in vocabulary:
             vocabulary[content] = len(vocabulary) if index is None else index
         elif index not in (None, vocabulary[content]):
@@ -218,7 +248,7 @@ def _with_added(backend: Tokenizer, settings: _Settings) -> Tokenizer:
             "two tokens have one id", remedy="Take added_tokens.json and the vocabulary from the same model."
         )
     backend = Tokenizer.from_str(json.dumps(state))
-    for content in wanted:
+    for content in settings.added:
         lstrip, rstrip = settings.strips.get(content, (False, False))
         is_special = content in settings.special
         token = AddedToken(content, lstrip=lstrip, rstrip=rstrip, normalized=False, special=is_special)

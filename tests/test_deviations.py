@@ -1,0 +1,24 @@
+"""docs/deviations.md: numbered without gaps, and every row names a test that exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROWS = [
+    [cell.strip() for cell in line.strip().strip("|").split("|")]
+    for line in (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| D\d\d ", line)
+]
+
+
+def test_rows_are_numbered_without_gaps_and_complete() -> None:
+    assert [row[0] for row in ROWS] == [f"D{number:02}" for number in range(1, len(ROWS) + 1)]
+    assert all(len(row) == 5 and all(row) for row in ROWS)
+
+
+def test_every_row_names_a_test_that_exists() -> None:
+    for number, *_, test in ROWS:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{number}: {test}"
