@@ -179,12 +179,12 @@ def _from_json(path: Path) -> Tokenizer:
     state = _json_object(path)
     tokens, model = state.get("added_tokens", []), state.get("model")
     reason = "it has no model with a vocabulary"
-    if isinstance(tokens, list) and isinstance(model, dict) and isinstance(model.get("vocab"), dict):
-        is_image = [
-            isinstance(token, dict) and token.get("content") == DEFAULT_IMAGE_TOKEN for token in tokens
-        ]
-        state["added_tokens"] = [token for token, drop in zip(tokens, is_image, strict=True) if not drop]
+    if isinstance(model, dict) and isinstance(model.get("vocab"), dict) and _are_tokens(tokens):
+        state["added_tokens"] = [token for token in tokens if token["content"] != DEFAULT_IMAGE_TOKEN]
         model["vocab"].pop(DEFAULT_IMAGE_TOKEN, None)
+        for token in state["added_tokens"]:
+            # Without this, tokens behind `<image>` would move up into its place.
+            model["vocab"].setdefault(token["content"], token["id"])
         try:
             return Tokenizer.from_str(json.dumps(state))
         except Exception as error:  # the class that `tokenizers` itself raises
@@ -192,6 +192,12 @@ def _from_json(path: Path) -> Tokenizer:
     raise TokenizerError(
         f"{path} cannot be read as a tokenizer: {reason}",
         remedy="The file is damaged or of another kind; copy it again.",
+    )
+
+
+def _are_tokens(tokens: object) -> bool:
+    return isinstance(tokens, list) and all(
+        isinstance(token, dict) and {"content", "id"} <= token.keys() for token in tokens
     )
 
 

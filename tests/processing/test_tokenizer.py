@@ -224,6 +224,19 @@ def test_a_saved_folder_loads_as_the_same_tokenizer(name: str, with_model: bool,
         assert encode_spans(spans, second) == encode_spans(spans, first)
 
 
+def test_image_leaves_a_plain_transformers_tokenizer_without_moving_others(tmp_path: Path) -> None:
+    backend = tokenizer_of("tokenizer_neox").backend_tokenizer
+    state = json.loads(backend.to_str())
+    first = backend.get_vocab_size()
+    for index, content in enumerate(("<image>", "<pad>")):
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        state["added_tokens"].append({"id": first + index, "content": content, "special": True, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = load_tokenizer(tmp_path)
+    assert "<image>" not in tokenizer.get_vocab()
+    assert tokenizer("a<pad>").input_ids[-1] == first + 1
+
+
 def test_runs_of_spaces_with_llamas_equal_scores_are_joined_as_sentencepiece_joins_them(
     tmp_path: Path,
 ) -> None:
@@ -301,4 +314,4 @@ def test_another_kind_of_sentencepiece_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_slow_tokenizer_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="cannot be saved"):
-        save_tokenizer(object(), tmp_path, template=None)  # type: ignore[arg-type]
+        save_tokenizer(object(), tmp_path, template=None)
