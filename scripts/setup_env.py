@@ -171,7 +171,10 @@ def torch_attempts(requirement: str, *, has_gpu: bool, system: str) -> list[Torc
             "torch from a wheel on this machine",
             [[*PIP, "install", "-qq", "--no-index", "--no-deps", requirement]],
         ),
-        TorchAttempt("torch (CPU build, by uv)", [[*PIP, "install", "-qq", "uv"], [*uv, requirement]]),
+        TorchAttempt(
+            "torch (CPU build, by uv)",
+            [[*PIP, "install", "-qq", "uv"], [*uv, requirement], [*PIP, "uninstall", "-qq", "-y", "uv"]],
+        ),
         TorchAttempt(
             "torch: NO CPU BUILD COULD BE HAD, so this is the CUDA build, several GB that a machine without "
             "an NVIDIA GPU does not need (it works all the same)",
