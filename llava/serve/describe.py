@@ -49,6 +49,8 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, list | tuple):
         return ", ".join(_shown(item) for item in value) or "none"
     return str(value)
