@@ -1,0 +1,62 @@
+"""Errors say cause and remedy, and the documents say the same as the classes."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from llava import errors
+from llava.errors import ConfigError, DependencyError, FileError, ImageError, ImageLimitError, LlavaError
+
+CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, LlavaError)]
+
+
+def test_an_error_reads_as_cause_then_remedy() -> None:
+    error = FileError("x.png does not exist", remedy="Check the path.")
+    assert (error.cause, error.remedy) == ("x.png does not exist", "Check the path.")
+    assert str(error) == "x.png does not exist. Check the path."
+    assert str(FileError("x.png does not exist")) == "x.png does not exist"
+
+
+def test_a_caller_can_catch_at_the_level_it_needs() -> None:
+    with pytest.raises(FileError):
+        raise ImageLimitError("too large")
+    with pytest.raises(LlavaError):
+        raise ImageError("no picture")
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_ends_a_command_with_code_2(cls: type[LlavaError]) -> None:
+    assert cls.exit_code == 2
+    assert cls.code
+    assert cls.code == cls.code.lower()
+
+
+def test_the_module_docstring_draws_every_class() -> None:
+    assert errors.__doc__
+    drawn = [line.split("+--")[1].split()[0] for line in errors.__doc__.splitlines() if "+--" in line]
+    assert sorted([*drawn, "LlavaError"]) == sorted(cls.__name__ for cls in CLASSES)
+
+
+def test_a_wrong_field_names_value_allowed_values_and_the_closest() -> None:
+    with pytest.raises(ConfigError) as error:
+        raise ConfigError.of_field(
+            "mm_vision_select_feature", "pach", ["patch", "cls_patch"], source="c.json"
+        )
+    assert str(error.value) == (
+        "mm_vision_select_feature is 'pach' in c.json, which is not known. "
+        "Did you mean 'patch'? Allowed: patch, cls_patch."
+    )
+
+
+def test_a_field_far_from_everything_gets_no_guess() -> None:
+    assert "Did you mean" not in str(ConfigError.of_field("aspect", "xyzzy", ["pad", "square"]))
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it() -> None:
+    with pytest.raises(DependencyError) as error:
+        raise DependencyError.of_extra("peft", "lora", "an unmerged LoRA")
+    assert str(error.value) == (
+        "peft is not installed, and an unmerged LoRA needs it. Run: pip install 'internvl-chat-llava[lora]'"
+    )
