@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llava.errors import CheckpointError, ConfigError, UsageError
-from llava.files import read_json
 from llava.log import get_logger
 from llava.model.checkpoint import Checkpoint, read_object, recognise
 from llava.model.config import LlavaConfig, make_config
-from llava.model.locating import tower_folder
 from llava.model.mapping import TOWER_PREFIX, from_projector_file
 from llava.model.sources import Layered, Renamed, TensorSource
-from llava.model.towers import Tower, read_tower, table_size
+from llava.model.tower_finding import find_tower
+from llava.model.towers import Tower, table_size
 from llava.model.weights import WeightFiles
 from llava.processing.pixels import Aspect, ImageRules, clip_rules, imagenet_rules
 
@@ -66,7 +65,7 @@ class Parts:
 def assemble(checkpoint: Checkpoint, *, base: str | None, image_size: int | None) -> Parts:
     """Find the parts of a checkpoint.
 
-    base: the language model under kinds `projector` and `lora`. image_size: pixels, over the checkpoint's own.
+    base: the language model under kinds `projector` and `lora`. image_size: pixels, over the checkpoint's.
     Raises CheckpointError for a kind that cannot be loaded or a part that is missing, ConfigError for an
     unknown value.
     """
@@ -79,7 +78,7 @@ def assemble(checkpoint: Checkpoint, *, base: str | None, image_size: int | None
             f"{checkpoint.path} is an adapter without the config.json of a vision-language model",
             remedy="Copy config.json of the training run beside adapter_config.json.",
         )
-    tower, tower_source, beside = _tower(checkpoint, original, language, notices)
+    tower, tower_source, beside = find_tower(checkpoint, original, notices)
     source: TensorSource = language if tower_source is None else Layered(language, tower_source)
     if beside is not None:
         folders.append(beside)
@@ -132,16 +131,16 @@ def _language_source(
     """Return (weights without a tower beside, folders they come from, folder of the tokenizer)."""
     path = checkpoint.path
     if checkpoint.kind == "projector":
-        assert base is not None and checkpoint.projector_file is not None, "refused before"
+        assert base is not None, "refused before"
         under = _base_checkpoint(base)
-        files = WeightFiles.open_files([checkpoint.projector_file])
+        files = WeightFiles.open_files(checkpoint.projector_files[:1])
         projector = Renamed(files, from_projector_file)
         return Layered(projector, under.weights), [path, under.path], _tokenizer_folder(path, under.path)
     if checkpoint.kind == "lora":
-        from llava.model.adapters import base_of, merged_source
+        from llava.model.adapters import base_folder, merged_source
 
         adapter = read_object(path / "adapter_config.json")
-        under = _base_checkpoint(base if base is not None else base_of(adapter, path))
+        under = _base_checkpoint(base_folder(path, adapter, base))
         if base is None:
             notices.append(f"The adapter's base is {under.path}, as adapter_config.json says.")
         merged = merged_source(path, adapter, under.weights)
@@ -149,7 +148,7 @@ def _language_source(
     return checkpoint.weights, [path], path
 
 
-def _base_checkpoint(base: str) -> Checkpoint:
+def _base_checkpoint(base: str | Path) -> Checkpoint:
     under = recognise(base)
     if under.kind not in ("llm", "full", "own"):
         raise CheckpointError(
@@ -160,7 +159,7 @@ def _base_checkpoint(base: str) -> Checkpoint:
 
 
 def _tokenizer_folder(*folders: Path) -> Path:
-    """Return the first folder that has a tokenizer; the last when none has (its loader says what is missing)."""
+    """Return the first folder that has a tokenizer, else the last: its loader says what is missing."""
     names = ("tokenizer.json", "tokenizer.model")
     return next((folder for folder in folders if any((folder / n).is_file() for n in names)), folders[-1])
 
@@ -186,33 +185,6 @@ def _hf_original(config: Mapping[str, Any]) -> Mapping[str, Any]:
         "mm_vision_select_feature": known[strategy],
         "tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
     }
-
-
-def _tower(
-    checkpoint: Checkpoint, original: Mapping[str, Any], language: TensorSource, notices: list[str]
-) -> tuple[Tower, TensorSource | None, Path | None]:
-    """Return the tower, its weights unless the checkpoint has them, and its folder unless not needed."""
-    inside = checkpoint.has_tower
-    name = original.get("mm_vision_tower")
-    described: Mapping[str, Any] | None = None
-    if checkpoint.manifest is not None:
-        described = checkpoint.manifest.vision_config
-    elif checkpoint.kind == "hf":
-        described = checkpoint.config["vision_config"]
-    if inside and described is not None:
-        return read_tower(described, source=str(checkpoint.path)), None, None
-    if not isinstance(name, str):
-        raise CheckpointError(
-            f"{checkpoint.path} has neither a vision tower inside nor mm_vision_tower in its config.json",
-            remedy="Set mm_vision_tower to the folder of the tower.",
-        )
-    folder = tower_folder(name, checkpoint.path)
-    tower = read_tower(read_object(folder / "config.json"), source=str(folder / "config.json"))
-    if inside:
-        notices.append(f"The vision tower is the one inside the checkpoint, not {folder}.")
-        return tower, None, folder
-    files = WeightFiles.open(folder, "model")
-    return tower, Renamed(files, lambda key: TOWER_PREFIX + key), folder
 
 
 def _rules(

@@ -8,35 +8,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import ConfigError
 from llava.log import get_logger
 from llava.model.assembling import Parts, assemble
 from llava.model.checkpoint import Checkpoint, recognise
-from llava.model.config import LlavaConfig, make_config
-from llava.model.device import resolve_device, resolve_dtype
-from llava.model.filling import fill, make_plan, store_plainly
+from llava.model.config import LlavaConfig, make_config, text_config
+from llava.model.conventions import (
+    add_special_tokens,
+    choose_template,
+    context_length,
+    generation_config,
+)
+from llava.model.device import SMALL_MODEL, resolve_device, resolve_dtype
+from llava.model.filling import Store, fill, make_plan, store_plainly
 from llava.model.modeling import LlavaForCausalLM, LlavaLlamaForCausalLM, LlavaMptForCausalLM
 from llava.model.towers import read_tower
 from llava.processing.pixels import ImageProcessor
 from llava.processing.tokenizer import load_tokenizer
-from llava.templates import ChatTemplate, get_template, guess_template
+from llava.templates import ChatTemplate, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = get_logger(__name__)
 
+_EMBEDDING = "model.language_model.embed_tokens.weight"
+"""Where input ids go first."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -106,7 +113,7 @@ def load_model(path: str | os.PathLike[str], options: LoadOptions | None = None)
     template, template_source = choose_template(parts, options.template)
     model, device = _load_weights(parts, options)
     model.image_processor = ImageProcessor(parts.rules)
-    model.generation_config = _generation_config(model.config, tokenizer)
+    model.generation_config = generation_config(model.config, tokenizer)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -137,60 +144,6 @@ def model_class(config: LlavaConfig) -> type[LlavaForCausalLM]:
     return named.get(config.text_config.model_type, LlavaForCausalLM)
 
 
-def choose_template(parts: Parts, asked: str | None) -> tuple[ChatTemplate, str]:
-    """Return the prompt template and why: asked for, llava.json, the tower, then the table of names."""
-    if asked is not None:
-        return get_template(asked), "asked for"
-    manifest = parts.checkpoint.manifest
-    if manifest is not None and manifest.template is not None:
-        return get_template(manifest.template), "llava.json"
-    if parts.tower.family == "internvit":
-        return get_template("vicuna_v1"), "an InternViT tower: the prompt of InternVL-Chat V1.0"
-    if parts.original.get("model_type") == "llava_mpt":
-        return get_template("mpt"), "an MPT language model"
-    guess = guess_template(model_name(parts.checkpoint))
-    parts.notices.append(f"Prompt template {guess.template.name}: {guess.reason}.")
-    return guess.template, guess.reason
-
-
-def model_name(checkpoint: Checkpoint) -> str:
-    """Return what a released checkpoint is called: its folder, or parent and folder for `checkpoint-N`."""
-    folder = checkpoint.path.resolve()
-    return f"{folder.parent.name}_{folder.name}" if folder.name.startswith("checkpoint-") else folder.name
-
-
-def add_special_tokens(tokenizer: PreTrainedTokenizerFast, parts: Parts) -> int:
-    """Give the tokenizer the tokens the model was trained with; returns how many rows they need.
-
-    A token is added when config.json says so, or when the embedding has exactly the row it would take
-    (`mm_use_im_patch_token` counts as true where the key is absent, as in the original).
-    """
-    vocabulary = tokenizer.get_vocab()
-    wanted: list[str] = []
-    patch_flag = parts.original.get("mm_use_im_patch_token")
-    if DEFAULT_IMAGE_PATCH_TOKEN not in vocabulary and (
-        patch_flag or (patch_flag is None and parts.vocab_size == len(tokenizer) + 1)
-    ):
-        wanted.append(DEFAULT_IMAGE_PATCH_TOKEN)
-    if parts.original.get("mm_use_im_start_end"):
-        wanted += [t for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if t not in vocabulary]
-    if wanted:
-        tokenizer.add_tokens(wanted, special_tokens=True)
-    if len(tokenizer) > parts.vocab_size:
-        missing = len(tokenizer) - parts.vocab_size
-        parts.notices.append(
-            f"The tokenizer has {missing} token(s) more than the embedding has rows: rows are added."
-        )
-    return len(tokenizer)
-
-
-def context_length(config: LlavaConfig) -> int:
-    """Return how many tokens the language model can take."""
-    text = config.text_config
-    limit = text.max_seq_len if text.model_type == "mpt" else text.max_position_embeddings
-    return int(config.max_sequence_length or limit)
-
-
 def _load_weights(parts: Parts, options: LoadOptions) -> tuple[LlavaForCausalLM, torch.device]:
     """Build the model, fill it and put it where it belongs; returns it and the device of its input."""
     config = parts.config()
@@ -201,16 +154,55 @@ def _load_weights(parts: Parts, options: LoadOptions) -> tuple[LlavaForCausalLM,
         family=parts.tower.family,
         num_tower_layers=parts.tower.layer_of(config.mm_vision_select_layer),
     )
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     device = resolve_device(options.device)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = resolve_dtype(options.dtype, device, num_parameters=num_parameters)
-    fill(plan, parts.source, model, dtype=dtype, store=store_plainly(model, lambda _: device))
-    return _finish(model, dtype, device), device
+    where = _placement(model, options, dtype, device)
+    device = where(_EMBEDDING)
+    store = store_plainly(model, where)
+    if options.bits is not None:
+        from llava.model import quantize
+
+        quantize.prepare(model, options.bits, compute_dtype=dtype)
+        store = _quantised_first(model, where, store)
+    fill(plan, parts.source, dtype=dtype, store=store)
+    return _finish(model, options, dtype, device), device
 
 
-def _finish(model: LlavaForCausalLM, dtype: torch.dtype, device: torch.device) -> LlavaForCausalLM:
+def _placement(
+    model: LlavaForCausalLM, options: LoadOptions, dtype: torch.dtype, device: torch.device
+) -> Callable[[str], torch.device]:
+    """Return where each parameter goes: one device, or the device map's."""
+    if options.device_map is None:
+        return lambda _: device
+    from llava.model import placement
+
+    device_map = placement.resolve(model, options.device_map, dtype, options.bits)
+    model.hf_device_map = device_map
+    return lambda name: placement.device_of(device_map, name)
+
+
+def _quantised_first(model: LlavaForCausalLM, where: Callable[[str], torch.device], store: Store) -> Store:
+    """Return a Store that lets `quantize` take what it has prepared a place for."""
+    from llava.model import quantize
+
+    def store_either(name: str, tensor: torch.Tensor) -> None:
+        if not quantize.store(model, name, tensor, where(name)):
+            store(name, tensor)
+
+    return store_either
+
+
+def _finish(
+    model: LlavaForCausalLM, options: LoadOptions, dtype: torch.dtype, device: torch.device
+) -> LlavaForCausalLM:
     model.tie_weights()
     model.config.dtype = dtype
+    if options.device_map is not None:
+        from llava.model import placement
+
+        placement.dispatch(model, model.hf_device_map)
+        return model.eval()
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
@@ -227,18 +219,6 @@ def _without_initialisation() -> Iterator[None]:
     """Build modules without filling them with random numbers, which takes minutes for billions."""
     with no_init_weights():
         yield
-
-
-def _generation_config(config: LlavaConfig, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """Return greedy defaults with the model's own ids; sampling is the caller's to ask for."""
-    text = config.text_config
-    eos = text.eos_token_id if text.eos_token_id is not None else tokenizer.eos_token_id
-    bos = text.bos_token_id if text.bos_token_id is not None else tokenizer.bos_token_id
-    pad = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
-    first_eos = eos[0] if isinstance(eos, list) else eos
-    return GenerationConfig(
-        eos_token_id=eos, bos_token_id=bos, pad_token_id=first_eos if pad is None else pad, do_sample=False
-    )
 
 
 def new_model(
@@ -260,3 +240,61 @@ def new_model(
         if table is not None:
             torch.nn.init.normal_(table, std=config.vision_config.initializer_range)
     return model
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: str | dict[str, Any] | None = "auto",
+    device: str = "cuda",
+    use_flash_attn: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedTokenizerFast, Any, ImageProcessor | None, int]:
+    """Return (tokenizer, model, image_processor, context_len) as the original's function of this name.
+
+    What the folder is decides what is loaded; `model_name` has no effect. Without a GPU, "cuda" becomes the
+    CPU, with a warning. A language model alone is loaded as such, with None for the image processor.
+    `torch_dtype` (or `dtype`) and `attn_implementation` are taken from kwargs; others are logged.
+    Raises what `load_model` raises.
+    """
+    del model_name
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("There is no NVIDIA GPU that torch can use: %s is loaded on the CPU", model_path)
+        device = "cpu"
+    dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+    attention = kwargs.pop("attn_implementation", "flash_attention_2" if use_flash_attn else None)
+    for name in kwargs:
+        logger.info("load_pretrained_model: %s has no effect here", name)
+    spreads = isinstance(device_map, dict) or (device_map == "auto" and torch.cuda.device_count() > 1)
+    options = LoadOptions(
+        base=model_base,
+        bits=8 if load_8bit else 4 if load_4bit else None,
+        device=device,
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        device_map=device_map if spreads and device.startswith("cuda") else None,
+        attn_implementation=attention,
+    )
+    checkpoint = recognise(model_path)
+    if checkpoint.kind == "llm" and model_base is None:
+        return _load_language_model(checkpoint, options)
+    loaded = load_model(model_path, options)
+    return loaded.tokenizer, loaded.model, loaded.image_processor, loaded.context_length
+
+
+def _load_language_model(
+    checkpoint: Checkpoint, options: LoadOptions
+) -> tuple[PreTrainedTokenizerFast, Any, None, int]:
+    """Load a language model alone with transformers; remote code is never run."""
+    device = resolve_device(options.device)
+    config = text_config(checkpoint.config, str(checkpoint.path / "config.json"))
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        config=config,
+        dtype=resolve_dtype(options.dtype, device, num_parameters=SMALL_MODEL + 1),
+        trust_remote_code=False,
+    ).to(device)
+    limit = config.max_seq_len if config.model_type == "mpt" else config.max_position_embeddings
+    return load_tokenizer(checkpoint.path), model.eval(), None, int(limit)

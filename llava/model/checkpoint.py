@@ -15,6 +15,7 @@ Spec 2.1 to 2.3. Reading starts here: `builder` loads what `recognise` names.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,8 +36,7 @@ PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 _TOWER_TYPES = ("clip", "clip_vision_model", "intern_vit_6b", "internvl_vision", "internvl")
 _DELTA_NORM = 0.1
 """A language model's final norm has weights around 1; the difference of two has them around 0."""
-_WEIGHT_ENDINGS = (".safetensors", ".bin")
-_NOT_MODEL_WEIGHTS = (*PROJECTOR_FILES, "non_lora_trainables.bin", "training_args.bin", "optimizer.bin")
+_MODEL_WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Checkpoint:
         return any(key.startswith(f"{TOWER_PREFIX}") and "encoder." in key for key in self.weights.keys())  # noqa: SIM118
 
     @property
-    def projector_file(self) -> Path | None:
-        """The file of kind `projector`."""
-        return next((self.path / name for name in PROJECTOR_FILES if (self.path / name).is_file()), None)
+    def projector_files(self) -> list[Path]:
+        """The files of kind `projector`; the first is the one to read."""
+        return [self.path / name for name in PROJECTOR_FILES if (self.path / name).is_file()]
 
 
 def recognise(path: str | os.PathLike[str]) -> Checkpoint:
@@ -128,13 +128,8 @@ def _kind(folder: Path, config: Mapping[str, Any], manifest: Manifest | None) ->
 
 
 def has_model_weights(folder: Path) -> bool:
-    """Whether a folder has weight files of a model, apart from projector and adapter files."""
-    return any(
-        item.suffix in _WEIGHT_ENDINGS
-        and item.name not in _NOT_MODEL_WEIGHTS
-        and not item.name.startswith("adapter_")
-        for item in folder.iterdir()
-    )
+    """Whether a folder has weight files of a model (projector and adapter files are none)."""
+    return any(_MODEL_WEIGHTS.fullmatch(item.name) for item in folder.iterdir())
 
 
 def _is_delta(folder: Path) -> bool:
@@ -146,3 +141,10 @@ def _is_delta(folder: Path) -> bool:
             remedy="Check that all shards are there.",
         )
     return bool(files.read(norms[0]).float().abs().mean() < _DELTA_NORM)
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return what a checkpoint is, as plain JSON values, without reading its weights (`llava describe`)."""
+    from llava.model.describing import describe_checkpoint
+
+    return describe_checkpoint(recognise(path))

@@ -191,10 +191,20 @@ def text_config(original: Mapping[str, Any], source: str) -> PreTrainedConfig:
 
 def original_config(config: LlavaConfig, *, dtype: str) -> dict[str, Any]:
     """Return the original's config.json for a model: the inverse of `make_config` and `text_config`."""
-    text = config.text_config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"):
-        text.pop(name, None)
     text_type = config.text_config.model_type
+    of_every_model = PreTrainedConfig().to_dict()
+    text = {
+        name: value
+        for name, value in config.text_config.to_dict().items()
+        if name not in of_every_model or name in ("use_cache", "tie_word_embeddings")
+    }
+    rope = text.pop("rope_parameters", None)
+    if rope is not None:
+        # The original's transformers read these two.
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        is_plain = scaling.get("rope_type", "default") == "default"
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = None if is_plain else {"type": scaling["rope_type"], **scaling}
     names = {
         "llama": "LlavaLlamaForCausalLM",
         "mpt": "LlavaMptForCausalLM",
@@ -202,11 +212,11 @@ def original_config(config: LlavaConfig, *, dtype: str) -> dict[str, Any]:
     }
     own = {name: getattr(config, name) for name in _READ if getattr(config, name) is not None}
     return {
+        "architectures": [names.get(text_type, "LlavaForCausalLM")],
         **text,
         **(config.extra or {}),
         **own,
         "use_mm_proj": True,
-        "architectures": [names.get(text_type, "LlavaForCausalLM")],
         "model_type": f"llava_{text_type}",
         "torch_dtype": dtype,
     }

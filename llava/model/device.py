@@ -94,7 +94,7 @@ def _default_dtype(device_type: str, num_parameters: int) -> torch.dtype:
 
 
 def _cpu_computes_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX on x86, BF16 on Arm under Linux)."""
+    """Whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX on x86, BF16 on Arm (Linux)."""
     if platform.machine() in ("x86_64", "AMD64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     try:

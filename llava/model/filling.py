@@ -35,6 +35,8 @@ class Plan:
     """Name of a tensor that is left out -> the reason."""
     filled: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of a parameter -> its shape."""
 
 
 def make_plan(model: nn.Module, source: TensorSource, *, family: Family, num_tower_layers: int) -> Plan:
@@ -43,7 +45,7 @@ def make_plan(model: nn.Module, source: TensorSource, *, family: Family, num_tow
     Raises WeightsError that lists what is missing, unexpected or misshapen.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    plan = Plan()
+    plan = Plan(shapes=shapes)
     for key in source.keys():  # noqa: SIM118 - a source is no mapping
         reason = unused_reason(key, num_tower_layers=num_tower_layers)
         found = None if reason else targets(key, family)
@@ -62,27 +64,27 @@ def make_plan(model: nn.Module, source: TensorSource, *, family: Family, num_tow
     return plan
 
 
-def fill(plan: Plan, source: TensorSource, model: nn.Module, *, dtype: torch.dtype, store: Store) -> None:
+def fill(plan: Plan, source: TensorSource, *, dtype: torch.dtype, store: Store) -> None:
     """Read every tensor of the plan, cast it to `dtype`, cut or resample it, and store it."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for key, found in plan.steps:
         tensor = source.read(key)
         for target in found:
+            shape = plan.shapes[target.name]
             part = tensor if target.num_parts == 1 else tensor.chunk(target.num_parts)[target.part]
             if target.name in _POSITIONS:
-                part = resize_positions(part, shapes[target.name][-2])
+                part = resize_positions(part, shape[-2])
             elif target.name.endswith(_VOCABULARY):
-                part = add_rows(part, shapes[target.name][0])
-            store(target.name, part.to(dtype, copy=True).reshape(shapes[target.name]))
+                part = add_rows(part, shape[0])
+            store(target.name, part.to(dtype, copy=True).reshape(shape))
         del tensor
-    for name in shapes:
+    for name, shape in plan.shapes.items():
         if name not in plan.filled:
-            fill_value = 1.0 if name.endswith("weight") else 0.0
-            store(name, torch.full(shapes[name], fill_value, dtype=dtype))
+            # Allowed to be missing: the LayerNorm over CLIP's pooled output, as it is before training.
+            store(name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=dtype))
 
 
 def add_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Return the table with the mean of its rows repeated up to `num_rows`: a new token is no token's equal."""
+    """Return the table with the mean of its rows repeated up to `num_rows`."""
     if len(table) >= num_rows:
         return table
     mean = table.float().mean(0, keepdim=True).to(table.dtype)

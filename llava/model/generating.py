@@ -7,7 +7,8 @@
 | original, v1.2 | one -200 per picture | `images=`, `image_sizes=` | new ids |
 
 All three become embeddings first, so that nothing downstream (penalties, caches) meets an id of -200.
-Outside stopping criteria see the ids that the call returns.
+Outside stopping criteria see the ids that the call returns; `KeywordsStoppingCriteria`, which counts from the
+prompt's end, always sees the prompt too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UsageError
+from llava.processing.stopping import KeywordsStoppingCriteria
 
 if TYPE_CHECKING:
     from llava.model.modeling import LlavaForCausalLM
@@ -54,8 +56,11 @@ def generate(
         return native_generate(attention_mask=attention_mask, stopping_criteria=stopping_criteria, **kwargs)
     with_prompt = image_sizes is _UNSET
     embeds, mask = _embed(model, ids, images, pixel_values, attention_mask)
-    if stopping_criteria is not None and with_prompt:
-        stopping_criteria = StoppingCriteriaList(_WithPrompt(item, ids) for item in stopping_criteria)
+    if stopping_criteria is not None:
+        stopping_criteria = StoppingCriteriaList(
+            _WithPrompt(item, ids) if with_prompt or isinstance(item, KeywordsStoppingCriteria) else item
+            for item in stopping_criteria
+        )
     output = native_generate(
         inputs_embeds=embeds, attention_mask=mask, stopping_criteria=stopping_criteria, **kwargs
     )

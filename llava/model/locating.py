@@ -45,9 +45,8 @@ def tower_folder(tower: str, checkpoint: Path) -> Path:
     if _looks_like_hub_id(tower):
         return _snapshot(tower)
     raise CheckpointError(
-        f"The vision tower {tower!r} is neither in the checkpoint, nor below the working directory, nor beside "
-        f"{checkpoint}",
-        remedy=f"Put the tower's folder beside the checkpoint as {above[min(1, len(above) - 1)] / given.name}.",
+        f"The vision tower {tower!r} is neither below the working directory nor beside {checkpoint}",
+        remedy=f"Put the tower's folder there as {checkpoint.resolve().parent / given.name}.",
     )
 
 

@@ -1,7 +1,7 @@
 """llava.json: what our own checkpoints say about themselves beyond the original's config.json.
 
-Written by `saving`, read by `checkpoint`. Prompt template, picture rules, the tower's configuration, and where
-the model came from.
+Written by `saving`, read by `checkpoint`. Prompt template, picture rules, the tower's configuration, and
+where the model came from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Weight names: from the original's (and llava-hf's) to the model's in memory, and back.
 
-Place in the flow: `filling` asks where each tensor of a checkpoint goes; `saving` asks what each parameter was
-called. In memory: `model.language_model.*`, `model.multi_modal_projector.*`, `model.vision_tower.*`,
+Place in the flow: `filling` asks where each tensor of a checkpoint goes; `saving` asks what each parameter
+was called. In memory: `model.language_model.*`, `model.multi_modal_projector.*`, `model.vision_tower.*`,
 `lm_head.*`. The table is that of spec 2.2 and 2.6; a fused qkv becomes three tensors, by rows.
 """
 

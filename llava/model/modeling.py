@@ -1,6 +1,6 @@
 """The model: transformers' own LLaVA class over the original's vocabulary, with the original's calls.
 
-    pixel_values -> vision tower (up to the tapped layer) -> projector -> in the places of -200 -> language model
+    pixel_values -> vision tower up to the tapped layer -> projector -> places of -200 -> language model
 
 Two differences to the native class. No row is added to the vocabulary for pictures: a picture's places hold
 -200 in `input_ids`, the embedding looks negative ids up as 0, and the native code overwrites those rows, so
@@ -91,14 +91,14 @@ class MultimodalModel(LlavaModel):
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the tapped hidden state float[B, N, Ct] of float[B, 3, H, W], before the projector."""
         weight = next(self.vision_tower.parameters())
+        # The weights of an offloaded tower are elsewhere until it runs; its hook moves the input.
+        device = pixel_values.device if weight.is_meta else weight.device
         hidden = self.vision_tower(
-            pixel_values.to(weight.device, weight.dtype), return_dict=True
+            pixel_values.to(device, weight.dtype), return_dict=True
         ).last_hidden_state  # [B, 1 + N, Ct]
         return hidden if self.config.vision_feature_select_strategy == "full" else hidden[:, 1:]
 
-    def get_image_features(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **_: object
-    ) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **_: object) -> BaseModelOutputWithPooling:
         """Return what the native forward asks for: `pooler_output` is a list of float[N, C]."""
         hidden = self.tower_features(pixel_values)
         features = self.multi_modal_projector(hidden)  # [B, N, C]
@@ -139,9 +139,9 @@ class LlavaForCausalLM(NativeLlava):
     ) -> LlavaCausalLMOutputWithPast:
         """Run the model; with `labels: int64[B, L]` the mean loss over labels that are not -100 is computed.
 
-        The native call has N times -200 per picture in `input_ids: int64[B, L]` and `pixel_values: float[B, 3,
-        H, W]`; the original's has one -200 per picture and `images`. Raises PlaceholderError when the latter
-        do not match.
+        The native call has N times -200 per picture in `input_ids: int64[B, L]` and `pixel_values:
+        float[B, 3, H, W]`; the original's has one -200 per picture and `images`. Raises PlaceholderError
+        when the latter do not match.
         """
         del image_sizes
         if images is not None and input_ids is not None and input_ids.shape[1] > 1:
@@ -206,11 +206,26 @@ class LlavaForCausalLM(NativeLlava):
         return [crops.flatten(0, 1) for crops in features.split([len(batch) for batch in batches])]
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self, inputs: torch.Tensor | None = None, images: Images | None = None, **kwargs: Any
     ) -> Any:
         """Continue prompts; takes the native arguments and the original's, see `generating.generate`."""
         return generate(self, super().generate, inputs, images, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> LlavaForCausalLM:
+        """Load a checkpoint of any kind; `dtype`, `device` and `device_map` are honoured."""
+        from llava.model.builder import load_pretrained_model
+
+        kwargs.setdefault("device", "auto")
+        model: LlavaForCausalLM = load_pretrained_model(pretrained_model_name_or_path, **kwargs)[1]
+        return model
+
+    def save_pretrained(self, save_directory: Any, **_: Any) -> None:
+        """Write our own format without a tokenizer; `saving.save_checkpoint` writes it with one."""
+        from llava.model.saving import rules_of, save_checkpoint
+
+        save_checkpoint(save_directory, model=self, tokenizer=None, rules=rules_of(self), template=None)
 
     def prepare_inputs_labels_for_multimodal(
         self,

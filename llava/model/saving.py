@@ -28,7 +28,7 @@ from llava.model.manifest import Manifest
 from llava.model.mapping import original_tensors
 from llava.model.towers import Tower
 from llava.model.weights import write_weights
-from llava.processing.pixels import ImageRules
+from llava.processing.pixels import Aspect, ImageRules, clip_rules, imagenet_rules
 from llava.processing.tokenizer import save_tokenizer
 from llava.templates import ChatTemplate, get_template
 
@@ -44,7 +44,7 @@ def save_checkpoint(
     folder: str | os.PathLike[str],
     *,
     model: LlavaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | None,
     rules: ImageRules,
     template: str | ChatTemplate | None,
     dtype: torch.dtype | None = None,
@@ -56,9 +56,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `model` to `folder`, which is there whole or not at all; returns the folder.
 
-    dtype: stored dtype; None keeps the model's. state: the full weights by the model's own names, where the
-    model itself holds only a part of them (sharded training). A checkpoint that is already at `folder` is
-    replaced, anything else there is not: CheckpointError.
+    tokenizer: None leaves its files out. dtype: stored dtype; None keeps the model's. state: the full weights
+    by the model's own names, where the model itself holds only a part of them (sharded training). A
+    checkpoint that is already at `folder` is replaced, anything else there is not: CheckpointError.
     """
     folder = Path(folder)
     stored_dtype = dtype or next(model.parameters()).dtype
@@ -81,7 +81,9 @@ def save_checkpoint(
         dtype_name = str(stored_dtype).removeprefix("torch.")
         write_json(temporary / "config.json", original_config(model.config, dtype=dtype_name))
         write_json(temporary / "preprocessor_config.json", rules.to_preprocessor_config())
-        save_tokenizer(tokenizer, temporary, template=named)
+        if tokenizer is not None:
+            im_start_end = model.config.mm_use_im_start_end
+            save_tokenizer(tokenizer, temporary, template=named, im_start_end=im_start_end)
         manifest.write(temporary)
     return folder
 
@@ -112,6 +114,16 @@ def family_of(config: LlavaConfig) -> Any:
 def tower_of(config: LlavaConfig) -> Tower:
     """Return the tower that a model's configuration carries."""
     return Tower(family_of(config), config.tower or {})
+
+
+def rules_of(model: LlavaForCausalLM) -> ImageRules:
+    """Return a model's picture rules: those it was loaded with, else its tower's own."""
+    if model.image_processor is not None:
+        return model.image_processor.rules
+    tower = tower_of(model.config)
+    make = clip_rules if tower.family == "clip" else imagenet_rules
+    aspect: Aspect = "pad" if model.config.image_aspect_ratio == "pad" else "square"
+    return make(tower.image_size, aspect=aspect)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where tensors come from: one face for a folder of shards, a projector file, a merged adapter, a dict.
 
-Place in the flow: `weights.WeightFiles` and `adapters` give sources with the original's names, `filling` reads
-them tensor by tensor into the model.
+Place in the flow: `weights.WeightFiles` and `adapters` give sources with the original's names, `filling`
+reads them tensor by tensor into the model.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def splice(
 
 
 def picture_batches(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return one float[n, 3, H, W] per picture: `images` is float[B, 3, H, W], float[B, n, 3, H, W] or a list.
+    """Return one float[n, 3, H, W] per picture of float[B, 3, H, W], float[B, n, 3, H, W] or a list.
 
     A picture with several crops becomes one run of features.
     """

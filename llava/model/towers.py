@@ -104,7 +104,7 @@ class Tower:
         index = select_layer if select_layer >= 0 else self.num_layers + 1 + select_layer
         if not 1 <= index <= self.num_layers:
             raise ConfigError(
-                f"mm_vision_select_layer is {select_layer}, and the vision tower has {self.num_layers} layers",
+                f"mm_vision_select_layer is {select_layer}, and the tower has {self.num_layers} layers",
                 remedy=f"Use -{self.num_layers} to -1, or 1 to {self.num_layers}.",
             )
         return index
@@ -189,7 +189,7 @@ def check_image_size(image_size: int, patch_size: int) -> None:
     if image_size < patch_size or image_size % patch_size:
         nearest = max(1, round(image_size / patch_size)) * patch_size
         raise ConfigError(
-            f"image_size is {image_size}, which is not a multiple of the tower's patch of {patch_size} pixels",
+            f"image_size is {image_size}, not a multiple of the tower's patch of {patch_size} pixels",
             remedy=f"Use {nearest}.",
         )
 
