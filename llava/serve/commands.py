@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def _split(text: str) -> list[str]:
 def _one_file(words: Sequence[str], name: str) -> Path:
     if len(words) != 1:
         raise UsageError(f"/{name} takes one file", remedy=f"Write /{name} FILE.")
-    return Path(words[0]).expanduser()
+    if not words[0].isprintable():
+        raise UsageError(f"{words[0]!r} is no file name", remedy=f"Write /{name} FILE.")
+    return Path(os.path.expanduser(words[0]))
 
 
 def _require_pictures(words: Sequence[str], name: str) -> None:

@@ -5,6 +5,7 @@ Knows neither terminal nor engine; `terminal` shows it, an engine answers its `t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -118,6 +119,8 @@ class Session:
             "messages": [_to_record(message) for message in self.messages],
             "waiting_images": [_location(picture.source) for picture in self.waiting],
         }
+        if not path.parent.is_dir():
+            raise FileError(f"{path.parent} is no folder", remedy="Give another path.")
         try:
             write_json(path, transcript)
         except OSError as error:
@@ -216,6 +219,6 @@ def open_picture(source: str, *, allow_url: bool, on_notice: Callable[[str], Non
 
     is_text = "://" in source or source.startswith("data:")
     image = load_image(
-        source if is_text else Path(source).expanduser(), allow_url=allow_url, on_notice=on_notice
+        source if is_text else Path(os.path.expanduser(source)), allow_url=allow_url, on_notice=on_notice
     )
     return Picture(source, image)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llava.command import EXIT_OK, EXIT_WITH_FAILURES
 from llava.engine.request import Request, SamplingParams
@@ -228,6 +230,22 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"/{name}" in out
 
 
+@given(
+    st.one_of(st.just(""), st.text()),
+    st.sampled_from(["image", "add", "images", "undo", "reset", "load", "set", "speed", "help", ""]),
+)
+def test_no_line_breaks_the_chat(rest: str, command: str) -> None:
+    chat = Chat(f"/{command} {rest}", f"/{command}{rest}", is_interactive=False)
+    assert chat.exit_code in (EXIT_OK, EXIT_WITH_FAILURES)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a\0b", "x" * 5000, "/", "."])
+@pytest.mark.parametrize("command", ["image", "load", "save"])
+def test_no_path_breaks_the_chat(command: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Chat(f"/{command} {path}")
+    assert capsys.readouterr().err.startswith("error[")
+
+
 def test_two_slashes_ask_a_question_that_begins_with_one() -> None:
     assert Chat("//etc is what?").asked == [["/etc is what?"]]
 
@@ -323,5 +341,5 @@ def test_a_broken_transcript_changes_nothing(
 
 def test_a_transcript_that_cannot_be_written_is_an_error_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot be written"):
+    with pytest.raises(FileError, match="is no folder"):
         Session().save(tmp_path / "file" / "talk.json", model="m", template="v1")
