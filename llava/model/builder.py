@@ -8,17 +8,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_MAPPING, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, DependencyError
 from llava.log import get_logger
 from llava.model.assembling import Parts, assemble
 from llava.model.checkpoint import Checkpoint, recognise
@@ -131,11 +130,29 @@ def load_model(path: str | os.PathLike[str], options: LoadOptions | None = None)
 
 def empty_model(config: LlavaConfig, *, attn_implementation: str | None = None) -> LlavaForCausalLM:
     """Return a model of `config` whose parameters are on the meta device; its buffers are real."""
-    attention = attn_implementation or _default_attention(config)
-    with _without_initialisation(), init_empty_weights(include_buffers=False):
-        model = model_class(config)._from_config(config, attn_implementation=attention)
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        model = _build(config, attn_implementation)
     model.tie_weights()
     return model.eval()
+
+
+def _build(config: LlavaConfig, attn_implementation: str | None) -> LlavaForCausalLM:
+    """Construct the model; raises ConfigError for a language model that the native class does not take."""
+    text_type = config.text_config.model_type
+    attention = attn_implementation or _default_attention(config)
+    try:
+        return model_class(config)._from_config(config, attn_implementation=attention)
+    except ImportError as error:
+        raise DependencyError(
+            f"attn_implementation is {attention!r}, and its package is not installed",
+            remedy="Install it, or use sdpa.",
+        ) from error
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"A model with a {text_type!r} language model cannot be built: {reason}",
+            remedy="Tried: llama, mistral, qwen2, qwen3, mpt, phi3, gemma, gemma2, gpt_neox, olmo2.",
+        ) from error
 
 
 def model_class(config: LlavaConfig) -> type[LlavaForCausalLM]:
@@ -210,15 +227,9 @@ def _finish(
 
 
 def _default_attention(config: LlavaConfig) -> str:
-    # MPT's ALiBi attention exists in one form only.
-    return "eager" if config.text_config.model_type == "mpt" else "sdpa"
-
-
-@contextmanager
-def _without_initialisation() -> Iterator[None]:
-    """Build modules without filling them with random numbers, which takes minutes for billions."""
-    with no_init_weights():
-        yield
+    """Return "sdpa" where the language model has it (MPT's ALiBi has not)."""
+    text_class = MODEL_MAPPING.get(type(config.text_config), None)
+    return "sdpa" if text_class is not None and text_class._supports_sdpa else "eager"
 
 
 def new_model(
@@ -233,7 +244,7 @@ def new_model(
     config = make_config(original, read_tower(tower, source="tower"), image_size=image_size)
     if seed is not None:
         torch.manual_seed(seed)
-    model = model_class(config)._from_config(config, attn_implementation=_default_attention(config))
+    model = _build(config, None)
     embeddings = model.model.vision_tower.embeddings
     for table in (getattr(embeddings, name, None) for name in ("cls_token", "position_embeddings")):
         # The native class begins with zeros, under which a tower sees no positions at first.

@@ -38,12 +38,9 @@ if TYPE_CHECKING:
 Images = torch.Tensor | Sequence[torch.Tensor]
 
 
-class ClampedEmbedding(nn.Embedding):
-    """An embedding that looks negative ids (places of pictures) up as id 0; they are overwritten later."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return float[..., C] for int64[...]."""
-        return super().forward(input.clamp(min=0))
+def clamp_ids(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Look negative ids (places of pictures) up as id 0; a hook before the token embedding's forward."""
+    return (args[0].clamp(min=0), *args[1:])
 
 
 class MultimodalModel(LlavaModel):
@@ -59,15 +56,7 @@ class MultimodalModel(LlavaModel):
             hidden_size=config.text_config.hidden_size,
         )
         self.language_model = AutoModel.from_config(config.text_config)
-        plain = self.language_model.get_input_embeddings()
-        self.language_model.set_input_embeddings(
-            ClampedEmbedding(
-                plain.num_embeddings,
-                plain.embedding_dim,
-                padding_idx=plain.padding_idx,
-                device=plain.weight.device,
-            )
-        )
+        self.get_input_embeddings().register_forward_pre_hook(clamp_ids)
         self.post_init()
 
     @property
@@ -87,6 +76,7 @@ class MultimodalModel(LlavaModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the language model's token embedding."""
         self.language_model.set_input_embeddings(value)
+        value.register_forward_pre_hook(clamp_ids)
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the tapped hidden state float[B, N, Ct] of float[B, 3, H, W], before the projector."""
