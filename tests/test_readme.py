@@ -52,7 +52,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(source, tmp_path / name)
     shutil.copytree(CHECKPOINTS / "vicuna-f-base", tmp_path / LORA_BASE)
     shutil.copytree(FIXTURES / "training" / "tokenizer-mt", tmp_path / LORA_BASE, dirs_exist_ok=True)
-    pictures = [*example_images(), CHECKPOINTS / "images" / "1.png", CHECKPOINTS / "images" / "2.png", CHECKPOINTS / "images" / "0.png"]
+    pictures = [*example_images(), *sorted((CHECKPOINTS / "images").glob("*.png"))]
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate(pictures[:3]):
         shutil.copy(picture, tmp_path / "pictures" / f"{number}.png")
