@@ -219,6 +219,12 @@ def _stored_rules(
     if path.is_file():
         rules = ImageRules.from_preprocessor_config(read_object(path), aspect=stated)
         return rules, "preprocessor_config.json of the checkpoint"
+    if (checkpoint.path / "processor_config.json").is_file():
+        # Where newer transformers write the same fields.
+        nested = read_object(checkpoint.path / "processor_config.json").get("image_processor")
+        if isinstance(nested, Mapping):
+            rules = ImageRules.from_preprocessor_config(nested, aspect=stated)
+            return rules, "processor_config.json of the checkpoint"
     if beside is not None and (beside / path.name).is_file():
         rules = ImageRules.from_preprocessor_config(read_object(beside / path.name), aspect=aspect)
         return rules, "preprocessor_config.json of the vision tower"

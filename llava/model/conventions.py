@@ -50,9 +50,8 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerFast, parts: Parts) -> int:
     vocabulary = tokenizer.get_vocab()
     wanted: list[str] = []
     patch_flag = parts.original.get("mm_use_im_patch_token")
-    if DEFAULT_IMAGE_PATCH_TOKEN not in vocabulary and (
-        patch_flag or (patch_flag is None and parts.vocab_size == len(tokenizer) + 1)
-    ):
+    has_its_row = parts.checkpoint.kind != "hf" and parts.vocab_size == len(tokenizer) + 1
+    if DEFAULT_IMAGE_PATCH_TOKEN not in vocabulary and (patch_flag or (patch_flag is None and has_its_row)):
         wanted.append(DEFAULT_IMAGE_PATCH_TOKEN)
     if parts.original.get("mm_use_im_start_end"):
         wanted += [t for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if t not in vocabulary]

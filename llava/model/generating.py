@@ -17,7 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UsageError
@@ -40,6 +46,7 @@ def generate(
     attention_mask: torch.Tensor | None = None,
     image_sizes: object = _UNSET,
     stopping_criteria: Sequence[Callable[..., Any]] | None = None,
+    repetition_penalty: float = 1.0,
     **kwargs: Any,
 ) -> Any:
     """Continue `inputs: int64[B, L]` and return int64[B, L' ], or a ModelOutput where that is asked for.
@@ -53,7 +60,12 @@ def generate(
             raise UsageError(
                 "generate was called without input_ids", remedy="Give input_ids or inputs_embeds."
             )
-        return native_generate(attention_mask=attention_mask, stopping_criteria=stopping_criteria, **kwargs)
+        return native_generate(
+            attention_mask=attention_mask,
+            stopping_criteria=stopping_criteria,
+            repetition_penalty=repetition_penalty,
+            **kwargs,
+        )
     with_prompt = image_sizes is _UNSET
     embeds, mask = _embed(model, ids, images, pixel_values, attention_mask)
     if stopping_criteria is not None:
@@ -61,6 +73,9 @@ def generate(
             _WithPrompt(item, ids) if with_prompt or isinstance(item, KeywordsStoppingCriteria) else item
             for item in stopping_criteria
         )
+    if repetition_penalty != 1:
+        penalty = _RepetitionPenalty(repetition_penalty, ids if with_prompt else ids[:, :0])
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), penalty])
     output = native_generate(
         inputs_embeds=embeds, attention_mask=mask, stopping_criteria=stopping_criteria, **kwargs
     )
@@ -104,6 +119,23 @@ class _WithPrompt(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
         """Ask the criterion about prompt and new ids."""
         return self._criterion(_with_prompt(self._prompt, input_ids), scores, **kwargs)
+
+
+class _RepetitionPenalty(LogitsProcessor):
+    """transformers' own penalty over the ids that the call returns, places of pictures left out."""
+
+    def __init__(self, penalty: float, prompt: torch.Tensor) -> None:
+        self._penalise = RepetitionPenaltyLogitsProcessor(penalty)
+        self._prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return float[B, V] scores; input_ids: int64[B, new]."""
+        ids = _with_prompt(self._prompt, input_ids)
+        if not ids.shape[1]:
+            return scores
+        # An id counts once however often it stands there, so a place of a picture may repeat any other.
+        ids = torch.where(ids < 0, ids.max(-1, keepdim=True).values, ids)
+        return scores if bool((ids < 0).any()) else self._penalise(ids, scores)
 
 
 def _with_prompt(prompt: torch.Tensor, new_ids: torch.Tensor) -> torch.Tensor:

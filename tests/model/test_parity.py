@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from llava.model.mapping import original_tensors
+from llava.model.towers import Family
+from llava.processing.processor import Processor
 from tests.model.folders import ALL, CASES, CLIP, IM_START_END, INTERNVIT, expected, load, loaded, pictures
 
 PROMPTS = ("one", "two", "text", "mid")
@@ -84,7 +86,7 @@ def test_loss_and_gradients_are_the_originals(folder: Path) -> None:
     )
     assert output.loss.item() == pytest.approx(values["loss"], abs=2e-6)
     output.loss.backward()
-    family = "clip" if folder != INTERNVIT else "internvit"
+    family: Family = "internvit" if folder == INTERNVIT else "clip"
     gradients = dict(
         original_tensors(
             (
@@ -107,8 +109,6 @@ def test_loss_and_gradients_are_the_originals(folder: Path) -> None:
 
 
 def test_prompts_of_a_checkpoint_give_the_originals_ids() -> None:
-    from llava.processing.processor import Processor
-
     for folder in (CLIP, IM_START_END):
         model = loaded(folder)
         values, _ = expected(folder)
