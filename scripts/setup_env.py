@@ -274,7 +274,8 @@ class Environment:
             for command in attempt.commands:
                 done = self._run([self.python, *self._targeted(command)], is_quiet=not attempt.is_last)
                 if done.code != 0:
-                    say(f"  not this way: {last_line(done.output)}")
+                    if not attempt.is_last:
+                        say(f"  not this way: {last_line(done.output)}")
                     break
             else:
                 return
