@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llava import errors
 from llava.demo import embedded_model_path, example_images
@@ -52,6 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(source, tmp_path / name)
     shutil.copytree(CHECKPOINTS / "vicuna-f-base", tmp_path / LORA_BASE)
     shutil.copytree(FIXTURES / "training" / "tokenizer-mt", tmp_path / LORA_BASE, dirs_exist_ok=True)
+    make_base(tmp_path / "llama-7b", of=tmp_path / "llava-v1.5-7b")
     pictures = [*example_images(), *sorted((CHECKPOINTS / "images").glob("*.png"))]
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate(pictures[:3]):
@@ -61,6 +63,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def make_base(folder: Path, *, of: Path) -> None:
+    """Make the language model that the checkpoint `of` could have been trained from."""
+    shutil.copytree(of, folder)
+    weights = torch.load(of / "pytorch_model.bin", weights_only=True)
+    base = {name: tensor * 0.75 for name, tensor in weights.items() if "mm_projector" not in name}
+    torch.save(base, folder / "pytorch_model.bin")
+    config = json.loads((of / "config.json").read_text()) | {"model_type": "llama"}
+    config = {
+        name: value for name, value in config.items() if not name.startswith(("mm_", "tune_mm", "use_mm"))
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @needs_embedded_model
