@@ -42,7 +42,7 @@ RULES = ImageRules(size=64, mean=IMAGENET_MEAN, std=IMAGENET_STD, aspect="pad")
 PATCH_SIZE = 8
 GRID = RULES.size // PATCH_SIZE
 
-DENSE_WEIGHT = 0.02
+DENSE_WEIGHT = 0.1
 """Of the tower's dense loss (ten heads) against the text loss per token in stage 1."""
 
 _STAGE_SEEDS = {"tower": 0, "chat": 10_000_000}
@@ -193,6 +193,8 @@ class ChatStage(nn.Module):
             nn.GELU(),
             nn.Linear(language.hidden_size, language.hidden_size),
         )
+        # The tower has no final norm: its features are large (RMS about 8), the embeddings should not be.
+        nn.init.normal_(self.projector[0].weight, std=0.01)
         self.language_model = LlamaForCausalLM(language)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self.batch_size, self.num_questions = batch_size, num_questions
