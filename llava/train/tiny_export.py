@@ -17,6 +17,7 @@ from transformers import InternVLVisionConfig, LlamaConfig
 from llava import log
 from llava.model.builder import empty_model
 from llava.model.config import LlavaConfig, make_config
+from llava.model.device import DTYPES
 from llava.model.saving import save_checkpoint
 from llava.model.towers import Tower, read_tower
 from llava.processing.tokenizer import load_tokenizer
@@ -57,7 +58,7 @@ def export(run: Path, folder: Path) -> None:
         tokenizer=load_tokenizer(run / "tokenizer"),
         rules=RULES,
         template=TEMPLATE,
-        dtype=torch.float16,
+        dtype=DTYPES["float16"],
         recipe={"program": "llava.train.tiny", "chat_steps": state["step"]},
     )
     shutil.copyfile(run / "tokenizer" / "tokenizer.model", folder / "tokenizer.model")
