@@ -11,15 +11,29 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from llava.demo.scenes import CELLS, COLORS, ICONS, NUMBERS, SHAPES, Scene, Thing
-
-NUMBER_WORDS = ("Zero", "One", "Two", "Three", "Four")
-PLACES = (
-    *("at the top left", "at the top", "at the top right"),
-    *("on the left", "in the center", "on the right"),
-    *("at the bottom left", "at the bottom", "at the bottom right"),
+from llava.demo.phrases import (
+    COLOR,
+    COUNT_ALL,
+    COUNT_OBJECTS,
+    COUNT_SOME,
+    DESCRIBE,
+    GREETING_ANSWER,
+    GREETINGS,
+    ICON,
+    IDENTITY,
+    IDENTITY_ANSWER,
+    NUMBER,
+    NUMBER_WORDS,
+    PLACES,
+    POSITION,
+    PRESENCE,
+    SHAPE,
+    UNKNOWN,
+    UNKNOWN_ANSWER,
+    WHAT_AT,
+    WHAT_IS_THIS,
 )
-"""How a sentence says each of CELLS."""
+from llava.demo.scenes import CELLS, COLORS, ICONS, NUMBERS, SHAPES, Scene, Thing
 
 
 class QA(NamedTuple):
@@ -28,145 +42,6 @@ class QA(NamedTuple):
     kind: str
     question: str
     answer: str
-
-
-_COLOR = (
-    "What color is the {shape}?",
-    "What colour is the {shape}?",
-    "What is the color of the {shape}?",
-    "Which color does the {shape} have?",
-    "Tell me the color of the {shape}.",
-    "The {shape} is which color?",
-)
-_SHAPE = (
-    "Which shape is {color}?",
-    "What shape is the {color} object?",
-    "What is the {color} shape?",
-    "What is the shape of the {color} object?",
-    "What is the {color} thing?",
-    "Name the {color} shape.",
-)
-_COUNT_ALL = (
-    "How many shapes are there?",
-    "How many shapes are in the picture?",
-    "How many shapes do you see?",
-    "Count the shapes.",
-    "What is the number of shapes?",
-)
-_COUNT_OBJECTS = (
-    "How many objects are there?",
-    "How many objects are in the picture?",
-    "How many things do you see?",
-    "Count the objects.",
-)
-_COUNT_SOME = (
-    "How many {group} are there?",
-    "How many {group} are in the picture?",
-    "How many {group} do you see?",
-    "How many {group} can you see?",
-    "Count the {group}.",
-)
-_POSITION = (
-    "Where is the {thing}?",
-    "Where is the {thing} in the picture?",
-    "What is the position of the {thing}?",
-    "In which part of the picture is the {thing}?",
-    "Where do you see the {thing}?",
-    "Where can I find the {thing}?",
-)
-_PRESENCE = (
-    "Is there {thing}?",
-    "Is there {thing} in the picture?",
-    "Is there {thing} in the image?",
-    "Do you see {thing}?",
-    "Can you see {thing}?",
-    "Does the picture show {thing}?",
-)
-_WHAT_AT = (
-    "What is {place}?",
-    "What do you see {place}?",
-    "What is shown {place}?",
-    "What can you see {place}?",
-)
-_NUMBER = (
-    "What number is shown?",
-    "Which number is shown?",
-    "What number is in the picture?",
-    "What number is written in the picture?",
-    "What number do you see?",
-    "Read the number.",
-    "What does the number say?",
-)
-_ICON = (
-    "Which icon is shown?",
-    "What icon is in the picture?",
-    "What does the icon show?",
-    "What is the icon?",
-    "Name the icon.",
-)
-_DESCRIBE = (
-    "Describe the picture.",
-    "Describe the image.",
-    "Describe this picture.",
-    "What is in the picture?",
-    "What is in the image?",
-    "What do you see?",
-    "What is shown in the picture?",
-    "What can you see in this picture?",
-    "Tell me about the picture.",
-)
-_WHAT_IS_THIS = ("What is this?", "What is that?", "What's this?")
-GREETING_ANSWER = "Hello! Ask me about the picture."
-IDENTITY_ANSWER = (
-    "I am InternVL-Chat-Tiny, a very small model. I know colored shapes, numbers and a few icons."
-)
-UNKNOWN_ANSWER = "I do not know. I only know colored shapes, numbers and a few icons."
-_GREETINGS = (
-    "Hello",
-    "Hello!",
-    "Hi",
-    "Hi!",
-    "Hi there!",
-    "Hey",
-    "Good morning!",
-    "Good evening!",
-    "Hello, how are you?",
-)
-_IDENTITY = (
-    "Who are you?",
-    "What are you?",
-    "What is your name?",
-    "What can you do?",
-    "Introduce yourself.",
-    "Which model are you?",
-    "Help",
-)
-_UNKNOWN = (
-    "Who painted this?",
-    "What is the capital of France?",
-    "Write a poem.",
-    "What is the weather like today?",
-    "Who is the person in the picture?",
-    "What time is it?",
-    "What is the man doing?",
-    "Why is the sky blue?",
-    "Tell me a joke.",
-    "What does the sign say?",
-    "What language is this?",
-    "Where was this photo taken?",
-    "How old is she?",
-    "Translate this into German.",
-    "What brand is the car?",
-    "What is 12 times 7?",
-    "Who won the game?",
-    "What is the woman wearing?",
-    "How do I cook rice?",
-    "What is the meaning of life?",
-    "Explain the chart.",
-    "Is the person happy?",
-    "Which city is this?",
-    "Write a Python function.",
-)
 
 
 def an(noun: str) -> str:
@@ -199,16 +74,20 @@ def _sentence(text: str) -> str:
 
 def _color(scene: Scene, rng: random.Random) -> QA | None:
     thing = _pick(rng, _unique(scene, lambda thing: thing.name))
-    return thing and QA("color", rng.choice(_COLOR).format(shape=thing.name), _sentence(thing.color or ""))
+    if thing is None:
+        return None
+    return QA("color", rng.choice(COLOR).format(shape=thing.name), _sentence(thing.color or ""))
 
 
 def _shape(scene: Scene, rng: random.Random) -> QA | None:
     thing = _pick(rng, _unique(scene, lambda thing: thing.color or ""))
-    return thing and QA("shape", rng.choice(_SHAPE).format(color=thing.color), _sentence(thing.name))
+    if thing is None:
+        return None
+    return QA("shape", rng.choice(SHAPE).format(color=thing.color), _sentence(thing.name))
 
 
 def _count_all(scene: Scene, rng: random.Random) -> QA:
-    phrases = _COUNT_ALL if scene.icon else _COUNT_ALL + _COUNT_OBJECTS
+    phrases = COUNT_ALL if scene.icon else COUNT_ALL + COUNT_OBJECTS
     return QA("count_all", rng.choice(phrases), f"{NUMBER_WORDS[len(scene.shapes)]}.")
 
 
@@ -216,7 +95,7 @@ def _count_shape(scene: Scene, rng: random.Random) -> QA:
     present = sorted({thing.name for thing in scene.shapes})
     shape = rng.choice(present) if present and rng.random() < 0.75 else rng.choice(SHAPES)
     number = sum(thing.name == shape for thing in scene.shapes)
-    return QA("count_shape", rng.choice(_COUNT_SOME).format(group=plural(shape)), f"{NUMBER_WORDS[number]}.")
+    return QA("count_shape", rng.choice(COUNT_SOME).format(group=plural(shape)), f"{NUMBER_WORDS[number]}.")
 
 
 def _count_color(scene: Scene, rng: random.Random) -> QA:
@@ -224,17 +103,17 @@ def _count_color(scene: Scene, rng: random.Random) -> QA:
     color = rng.choice(present) if present and rng.random() < 0.75 else rng.choice(list(COLORS))
     number = sum(thing.color == color for thing in scene.shapes)
     group = f"{color} {rng.choice(('shapes', 'objects'))}"
-    return QA("count_color", rng.choice(_COUNT_SOME).format(group=group), f"{NUMBER_WORDS[number]}.")
+    return QA("count_color", rng.choice(COUNT_SOME).format(group=group), f"{NUMBER_WORDS[number]}.")
 
 
 def _position(scene: Scene, rng: random.Random) -> QA | None:
     if scene.icon and rng.random() < 0.3:
         return QA(
-            "position", rng.choice(_POSITION).format(thing=scene.icon.name), _sentence(CELLS[scene.icon.cell])
+            "position", rng.choice(POSITION).format(thing=scene.icon.name), _sentence(CELLS[scene.icon.cell])
         )
     if scene.number and rng.random() < 0.2:
         return QA(
-            "position", rng.choice(_POSITION).format(thing="number"), _sentence(CELLS[scene.number.cell])
+            "position", rng.choice(POSITION).format(thing="number"), _sentence(CELLS[scene.number.cell])
         )
     pairs = _unique(scene, lambda thing: f"{thing.color} {thing.name}")
     thing = _pick(rng, pairs)
@@ -243,7 +122,7 @@ def _position(scene: Scene, rng: random.Random) -> QA | None:
     name = f"{thing.color} {thing.name}"
     if rng.random() < 0.3 and thing in _unique(scene, lambda other: other.name):
         name = thing.name
-    return QA("position", rng.choice(_POSITION).format(thing=name), _sentence(CELLS[thing.cell]))
+    return QA("position", rng.choice(POSITION).format(thing=name), _sentence(CELLS[thing.cell]))
 
 
 def _presence(scene: Scene, rng: random.Random) -> QA:
@@ -278,42 +157,42 @@ def _presence(scene: Scene, rng: random.Random) -> QA:
 
 
 def _yes_no(rng: random.Random, thing: str, *, is_yes: bool) -> QA:
-    return QA("presence", rng.choice(_PRESENCE).format(thing=thing), "Yes." if is_yes else "No.")
+    return QA("presence", rng.choice(PRESENCE).format(thing=thing), "Yes." if is_yes else "No.")
 
 
 def _what_at(scene: Scene, rng: random.Random) -> QA:
     cell = rng.choice(scene.things).cell if rng.random() < 0.85 else rng.randrange(len(CELLS))
     found = next((thing for thing in scene.things if thing.cell == cell), None)
     answer = _sentence(describe(found)) if found else "Nothing."
-    return QA("what_at", rng.choice(_WHAT_AT).format(place=PLACES[cell]), answer)
+    return QA("what_at", rng.choice(WHAT_AT).format(place=PLACES[cell]), answer)
 
 
 def _number(scene: Scene, rng: random.Random) -> QA | None:
     if scene.number:
-        return QA("number", rng.choice(_NUMBER), f"{scene.number.name}.")
-    return QA("number", rng.choice(_NUMBER), "There is no number.") if rng.random() < 0.1 else None
+        return QA("number", rng.choice(NUMBER), f"{scene.number.name}.")
+    return QA("number", rng.choice(NUMBER), "There is no number.") if rng.random() < 0.1 else None
 
 
 def _icon(scene: Scene, rng: random.Random) -> QA | None:
     if scene.icon:
-        return QA("icon", rng.choice(_ICON), _sentence(an(scene.icon.name)))
-    return QA("icon", rng.choice(_ICON), "There is no icon.") if rng.random() < 0.1 else None
+        return QA("icon", rng.choice(ICON), _sentence(an(scene.icon.name)))
+    return QA("icon", rng.choice(ICON), "There is no icon.") if rng.random() < 0.1 else None
 
 
 def _describe(scene: Scene, rng: random.Random) -> QA:
-    return QA("describe", rng.choice(_DESCRIBE), caption(scene))
+    return QA("describe", rng.choice(DESCRIBE), caption(scene))
 
 
 def _what_is_this(scene: Scene, rng: random.Random) -> QA:
     answer = _sentence(describe(scene.things[0])) if len(scene.things) == 1 else caption(scene)
-    return QA("what_is_this", rng.choice(_WHAT_IS_THIS), answer)
+    return QA("what_is_this", rng.choice(WHAT_IS_THIS), answer)
 
 
 def _absent(scene: Scene, rng: random.Random) -> QA:
     """Ask for a property of something that is not there."""
     names = {thing.name for thing in scene.things}
     shape = rng.choice([shape for shape in SHAPES if shape not in names])
-    question = rng.choice(rng.choice((_COLOR, _POSITION))).format(shape=shape, thing=shape)
+    question = rng.choice(rng.choice((COLOR, POSITION))).format(shape=shape, thing=shape)
     return QA("absent", question, f"There is no {shape}.")
 
 
@@ -325,10 +204,10 @@ def small_talk(rng: random.Random) -> QA:
     """Return a question that has nothing to do with a generated scene."""
     phrases, answer = rng.choice(
         (
-            (_GREETINGS, GREETING_ANSWER),
-            (_IDENTITY, IDENTITY_ANSWER),
-            (_UNKNOWN, UNKNOWN_ANSWER),
-            (_UNKNOWN, UNKNOWN_ANSWER),
+            (GREETINGS, GREETING_ANSWER),
+            (IDENTITY, IDENTITY_ANSWER),
+            (UNKNOWN, UNKNOWN_ANSWER),
+            (UNKNOWN, UNKNOWN_ANSWER),
         )
     )
     return QA("small_talk", rng.choice(phrases), answer)
@@ -371,12 +250,12 @@ def all_texts() -> list[str]:
     """Return every fixed text, with each name in its place once: what a tokenizer should know well."""
     things = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     fills: list[tuple[Sequence[str], str, Sequence[str]]] = [
-        (_COLOR, "shape", SHAPES),
-        (_SHAPE, "color", list(COLORS)),
-        (_COUNT_SOME, "group", [plural(shape) for shape in SHAPES] + [f"{color} shapes" for color in COLORS]),
-        (_POSITION, "thing", [*things, *SHAPES, *ICONS, "number"]),
-        (_PRESENCE, "thing", [an(thing) for thing in (*things, *SHAPES, *ICONS)]),
-        (_WHAT_AT, "place", PLACES),
+        (COLOR, "shape", SHAPES),
+        (SHAPE, "color", list(COLORS)),
+        (COUNT_SOME, "group", [plural(shape) for shape in SHAPES] + [f"{color} shapes" for color in COLORS]),
+        (POSITION, "thing", [*things, *SHAPES, *ICONS, "number"]),
+        (PRESENCE, "thing", [an(thing) for thing in (*things, *SHAPES, *ICONS)]),
+        (WHAT_AT, "place", PLACES),
     ]
     texts = [
         phrase.format(**{field: value})
@@ -385,15 +264,15 @@ def all_texts() -> list[str]:
         for value in values
     ]
     for phrases in (
-        _COUNT_ALL,
-        _COUNT_OBJECTS,
-        _NUMBER,
-        _ICON,
-        _DESCRIBE,
-        _WHAT_IS_THIS,
-        _GREETINGS,
-        _IDENTITY,
-        _UNKNOWN,
+        COUNT_ALL,
+        COUNT_OBJECTS,
+        NUMBER,
+        ICON,
+        DESCRIBE,
+        WHAT_IS_THIS,
+        GREETINGS,
+        IDENTITY,
+        UNKNOWN,
     ):
         texts += phrases
     texts += [

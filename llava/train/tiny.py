@@ -188,13 +188,12 @@ class ChatStage(nn.Module):
         super().__init__()
         self.tower, self.heads = tower_stage.tower, tower_stage.heads
         language = language_config()
-        self.projector = nn.Sequential(
-            nn.Linear(tower_config().hidden_size, language.hidden_size),
-            nn.GELU(),
-            nn.Linear(language.hidden_size, language.hidden_size),
-        )
+        first = nn.Linear(tower_config().hidden_size, language.hidden_size)
         # The tower has no final norm: its features are large (RMS about 8), the embeddings should not be.
-        nn.init.normal_(self.projector[0].weight, std=0.01)
+        nn.init.normal_(first.weight, std=0.01)
+        self.projector = nn.Sequential(
+            first, nn.GELU(), nn.Linear(language.hidden_size, language.hidden_size)
+        )
         self.language_model = LlamaForCausalLM(language)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self.batch_size, self.num_questions = batch_size, num_questions
@@ -268,7 +267,7 @@ class ChatStage(nn.Module):
         right: Counter[str] = Counter()
         asked: Counter[str] = Counter()
         text_loss, num_tokens = 0.0, 0
-        for first in range(0, 160, 16):
+        for first in range(0, 96, 16):
             batch = self.chat_batch(range(first, first + 16), "held-out")
             logits, targets, _ = self.logits(batch)
             text_loss += float(F.cross_entropy(logits, targets, reduction="sum"))
@@ -314,7 +313,7 @@ def train_chat(
             ([pair for pair in named if pair[0].startswith(is_tower)], 1.5e-3),
         ]
     )
-    config = LoopConfig(num_steps=num_steps, warmup_steps=60, checkpoint_every_s=150)
+    config = LoopConfig(num_steps=num_steps, warmup_steps=60, checkpoint_every_s=200)
     Loop(stage, optimizers, stage, config, folder / "chat", on_checkpoint=stage.measure).train()
     return stage
 
