@@ -2,8 +2,8 @@
 
 A file is a header length (8 bytes, little-endian), a JSON header of {name: {dtype, shape, data_offsets}},
 and the tensors' bytes without gaps (https://github.com/huggingface/safetensors#format). Written out here
-because reading one tensor at a time, without mapping the file, keeps the peak of memory at one tensor, and
-because every lie of a header is refused with the file's name before a byte of data is read.
+because every lie of a header is refused with the file's name before a byte of data is read, and because the
+reference writer holds all of a file's tensors twice.
 """
 
 from __future__ import annotations
@@ -81,15 +81,23 @@ def read_header(path: Path) -> dict[str, Entry]:
     return ordered
 
 
-def read_tensor(path: Path, entry: Entry) -> torch.Tensor:
-    """Read one tensor into memory of its own; raises WeightsError when the file has been cut since."""
-    buffer = torch.empty(entry.num_bytes, dtype=torch.uint8)
-    with path.open("rb") as stream:
-        stream.seek(entry.start)
-        num_read = stream.readinto(buffer.numpy().data) if entry.num_bytes else 0
-    if num_read != entry.num_bytes:
-        raise broken(path, f"it ends before byte {entry.start + entry.num_bytes}")
-    return buffer.view(entry.dtype).reshape(entry.shape)
+def map_file(path: Path, entries: Mapping[str, Entry]) -> torch.Tensor:
+    """Return a file's bytes as uint8[size], mapped: pages are read when they are used.
+
+    Raises WeightsError when the file has been cut since its header was read.
+    """
+    wanted = max((entry.start + entry.num_bytes for entry in entries.values()), default=_LENGTH_BYTES)
+    if path.stat().st_size < wanted:
+        raise broken(path, f"it ends before byte {wanted}")
+    return torch.from_file(str(path), shared=False, size=wanted, dtype=torch.uint8)
+
+
+def tensor_in(mapped: torch.Tensor, entry: Entry) -> torch.Tensor:
+    """Return a tensor of a mapped file, without a copy where it is aligned to its dtype."""
+    flat = mapped[entry.start : entry.start + entry.num_bytes]
+    if entry.start % entry.dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(entry.dtype).reshape(entry.shape)
 
 
 def write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
