@@ -29,7 +29,7 @@ def test_the_command_answers_as_the_engine_does(capsys: pytest.CaptureFixture[st
     assert record["num_new_tokens"] <= 6
 
 
-def test_a_folder_becomes_a_jsonl_and_a_second_run_has_nothing_to_do(
+def test_a_folder_becomes_a_jsonl_that_only_the_same_command_goes_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "answers.jsonl"
@@ -44,14 +44,9 @@ def test_a_folder_becomes_a_jsonl_and_a_second_run_has_nothing_to_do(
     settings = json.loads((tmp_path / "answers.jsonl.settings.json").read_text())
     assert settings["model"] == "llava-a-clip-mlp2x"
     assert settings["dtype"] == "float32"
-
-
-def test_a_batch_with_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["chat", *OPTIONS, "--input", str(IMAGES), "--output", str(tmp_path / "a.jsonl"), "-p", "What?"]
-    assert main(command) == 0
-    capsys.readouterr()
     assert main([*command, "--image-aspect-ratio", "square"]) == 2
     assert "was made with other settings: image (" in capsys.readouterr().err
+    assert output.read_bytes() == before
 
 
 def test_a_folder_that_is_no_checkpoint_is_one_line_and_exit_code_2(
