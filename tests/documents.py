@@ -70,7 +70,8 @@ def blocks_of(path: Path) -> list[Block]:
 
 def expected_outputs(blocks: Sequence[Block]) -> Iterator[tuple[Block, Block | None]]:
     """Yield each block that is run, with the `output` block that follows it, if one does."""
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for index, block in enumerate(blocks):
+        following = blocks[index + 1] if index + 1 < len(blocks) else None
         if block.is_run:
             yield block, following if following is not None and following.note == "output" else None
 
