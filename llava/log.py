@@ -23,7 +23,7 @@ def configure(*, verbose: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("llava").setLevel(logging.INFO if verbose else logging.WARNING)
-    for name in ("transformers", "accelerate", "peft", "httpx", "PIL"):
+    for name in ("transformers", "accelerate", "bitsandbytes", "peft", "httpx", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not verbose:
         warnings.simplefilter("ignore")
