@@ -43,6 +43,17 @@ logger = get_logger(__name__)
 
 _EMBEDDING = "model.language_model.embed_tokens.weight"
 """Where input ids go first."""
+_CONSTRUCTION_ERRORS = (
+    # What transformers' and torch's constructors raise for values of a config that make no model.
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -147,11 +158,11 @@ def _build(config: LlavaConfig, attn_implementation: str | None) -> LlavaForCaus
             f"attn_implementation is {attention!r}, and its package is not installed",
             remedy="Install it, or use sdpa.",
         ) from error
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except _CONSTRUCTION_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise ConfigError(
-            f"A model with a {text_type!r} language model cannot be built: {reason}",
-            remedy="Tried: llama, mistral, qwen2, qwen3, mpt, phi3, gemma, gemma2, gpt_neox, olmo2.",
+            f"No {text_type} model can be built from config.json: {type(error).__name__}: {reason}",
+            remedy="Check its values. Tried: llama, mistral, qwen2, qwen3, mpt, phi3, gemma2, gpt_neox.",
         ) from error
 
 
@@ -245,10 +256,10 @@ def new_model(
     if seed is not None:
         torch.manual_seed(seed)
     model = _build(config, None)
-    embeddings = model.model.vision_tower.embeddings
-    for table in (getattr(embeddings, name, None) for name in ("cls_token", "position_embeddings")):
+    if config.vision_config.model_type == "internvl_vision":
         # The native class begins with zeros, under which a tower sees no positions at first.
-        if table is not None:
+        embeddings = model.model.vision_tower.embeddings
+        for table in (embeddings.cls_token, embeddings.position_embeddings):
             torch.nn.init.normal_(table, std=config.vision_config.initializer_range)
     return model
 

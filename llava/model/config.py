@@ -156,7 +156,7 @@ def check_values(original: Mapping[str, Any], source: str) -> None:
         raise ConfigError.of_field("image_aspect_ratio", aspect, ASPECT_RATIOS, source=source)
     projector = original.get("mm_projector_type") or "linear"
     if projector not in PROJECTOR_TYPES:
-        parse_mlp(projector)
+        parse_mlp(str(projector))
     if original.get("s2"):
         raise ConfigError(f"s2 is set in {source}: multi-scale towers are not supported")
     for name in original:
@@ -184,7 +184,7 @@ def text_config(original: Mapping[str, Any], source: str) -> PreTrainedConfig:
         fields["pad_token_id"] = None
     try:
         return CONFIG_MAPPING[model_type](**fields)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(f"{source} is no configuration of a {model_type} model: {message}") from error
 

@@ -75,7 +75,7 @@ def context_length(config: LlavaConfig) -> int:
 def generation_config(config: LlavaConfig, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
     """Return greedy defaults with the model's own ids; sampling is the caller's to ask for."""
     text = config.text_config
-    eos = text.eos_token_id if text.eos_token_id is not None else tokenizer.eos_token_id
+    eos = text.eos_token_id if text.eos_token_id not in (None, []) else tokenizer.eos_token_id
     bos = text.bos_token_id if text.bos_token_id is not None else tokenizer.bos_token_id
     pad = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
     first_eos = eos[0] if isinstance(eos, list) else eos

@@ -60,6 +60,15 @@ _CLIP_FIELDS = (
     "initializer_range",
     "initializer_factor",
 )
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+)
 _TYPES: dict[str, Family] = {
     "clip": "clip",
     "clip_vision_model": "clip",
@@ -173,7 +182,7 @@ def read_tower(config: Mapping[str, Any], *, source: str) -> Tower:
     if family is None:
         raise ConfigError.of_field("model_type of the vision tower", model_type, _TYPES, source=source)
     if family == "clip":
-        return Tower(family, CLIPVisionConfig().to_dict() | dict(config))
+        return _checked(Tower(family, CLIPVisionConfig().to_dict() | dict(config)), source)
     fields = _from_native_internvit(config) if model_type == "internvl_vision" else dict(config)
     if fields.get("drop_path_rate"):
         logger.info("%s: drop_path_rate has no effect here: no layer is dropped", source)
@@ -181,7 +190,19 @@ def read_tower(config: Mapping[str, Any], *, source: str) -> Tower:
         raise ConfigError.of_field(
             "norm_type", fields["norm_type"], ("rms_norm", "layer_norm"), source=source
         )
-    return Tower(family, _INTERNVIT_DEFAULTS | fields)
+    return _checked(Tower(family, _INTERNVIT_DEFAULTS | fields), source)
+
+
+def _checked(tower: Tower, source: str) -> Tower:
+    """Return the tower; raises ConfigError for a size that is no whole number above 0."""
+    for name in _SIZES:
+        value = tower.fields[name]
+        if type(value) is not int or value < 1:
+            raise ConfigError(
+                f"{name} is {value!r} in {source}",
+                remedy="Give a whole number above 0, as the tower was made.",
+            )
+    return tower
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:

@@ -218,3 +218,28 @@ def test_describe_takes_every_kind(folder: Path, kind: Kind) -> None:
     facts = describe(folder)
     assert facts["kind"] == kind
     assert facts["files"]
+
+
+@pytest.mark.parametrize(
+    ("in_tower", "field", "value"),
+    [
+        (False, "num_attention_heads", 0),
+        (False, "num_attention_heads", -1),
+        (False, "hidden_act", "silly"),
+        (False, "mm_projector_type", -1),
+        (False, "rope_theta", []),
+        (False, "pad_token_id", 10**9),
+        (True, "num_hidden_layers", [1, 2]),
+        (True, "num_attention_heads", 0),
+        (True, "hidden_size", "wide"),
+        (True, "hidden_act", 7),
+    ],
+)
+def test_values_that_make_no_model_are_errors_of_one_line(
+    in_tower: bool, field: str, value: object, tmp_path: Path
+) -> None:
+    folder = copied(CLIP, tmp_path)
+    change_config(tmp_path / "towers" / "clip-tiny-56px" if in_tower else folder, **{field: value})
+    with pytest.raises(ConfigError) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
