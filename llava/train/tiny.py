@@ -4,12 +4,13 @@
 
 Stage 0 teaches the vision tower what each patch shows (`dense.py`); stage 1 trains projector, language model
 and tower on questions and answers about generated pictures. Every picture is fresh: the step number seeds it.
+A run that was stopped goes on from its last checkpoint when started again with the same folder;
+`tiny_export.py` makes the result a checkpoint that `llava.load` takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -322,14 +323,13 @@ def main() -> None:
     """Train the embedded model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the result")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tower-steps", type=int, default=600)
-    parser.add_argument("--chat-steps", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tower-steps", type=int, default=1900)
+    parser.add_argument("--chat-steps", type=int, default=2000)
     parser.add_argument("--chat-batch", type=int, default=8, help="pictures per step")
     parser.add_argument("--questions", type=int, default=14, help="questions per picture")
     args = parser.parse_args()
     log.configure(verbose=True)
-    logging.getLogger("llava").setLevel(logging.INFO)
     torch.set_num_threads(args.threads)
     if not (args.out / "tokenizer" / "tokenizer.model").exists():
         train_tokenizer(args.out / "tokenizer")
