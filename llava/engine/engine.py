@@ -7,7 +7,7 @@ Streaming is the primitive: `generate` and `ask` consume the same events that `s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,7 @@ class ChatEngine:
                         on_answer(index, answers[index])
         return [answers[index] for index in range(len(requests))]
 
-    def decode(self, rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    def decode(self, rows: Sequence[Row]) -> Generator[tuple[Row, str], None, None]:
         """Decode rows together until all are finished; yields (row, new text) for each row at each step."""
         batch = DecodingBatch(self.model, self.loaded.device)
         active = list(rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from llava.errors import ConfigError, UsageError
-from llava.templates import PICTURE, Turn
+from llava.templates import PICTURE, Picture, Turn
 
 if TYPE_CHECKING:
     from llava.processing.images import ImageSource
@@ -46,7 +46,8 @@ class SamplingParams:
         _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS_LIMIT)
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 63) - 1)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        stop: object = self.stop  # a lone string is a tuple of strings to Python, and a mistake to us
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop is {self.stop!r}", remedy="Give a tuple of non-empty strings.")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise ConfigError(
@@ -90,7 +91,8 @@ class Request:
         cls, question: str, images: Sequence[ImageSource] = (), sampling: SamplingParams | None = None
     ) -> Request:
         """Ask one question about pictures, which come first, each on a line of its own (as in LLaVA-1.5)."""
-        turn = Turn("user", (*([PICTURE, "\n"] * len(images)), question))
+        pictures: tuple[str | Picture, ...] = (PICTURE, "\n") * len(images)
+        turn = Turn("user", (*pictures, question))
         return cls(turns=(turn,), images=images, sampling=sampling or SamplingParams())
 
 
