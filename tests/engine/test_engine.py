@@ -31,7 +31,7 @@ def requests() -> list[Request]:
         Request.of_question("What is shown?", IMAGES[:1], greedy),
         Request.of_question("Who are you?", (), SamplingParams(max_new_tokens=5)),
         Request.of_question("Compare the two pictures, please.", IMAGES[1:3], greedy),
-        Request(prompt="USER: Look at <image> closely, then answer. ASSISTANT:", images=IMAGES[3:]),
+        Request(prompt="USER: Look at <image>, then answer. ASSISTANT:", images=IMAGES[3:], sampling=greedy),
     ]
 
 
@@ -53,8 +53,8 @@ def test_an_answer_equals_that_of_transformers_generate(engine: ChatEngine) -> N
     assert engine.generate([request])[0].text == expected
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.lists(st.integers(0, 3), min_size=1, max_size=6), batch_size=st.integers(1, 4))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.lists(st.integers(0, 3), min_size=1, max_size=4), batch_size=st.integers(1, 3))
 def test_answers_do_not_depend_on_the_batch(
     engine: ChatEngine, answers_alone: list[str], order: list[int], batch_size: int
 ) -> None:

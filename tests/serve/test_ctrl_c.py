@@ -16,6 +16,7 @@ pty = pytest.importorskip("pty")
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30
+REACTION_S = 0.2
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
@@ -37,6 +38,8 @@ class Keyboard:
         self._unread = ""
 
     def press(self, keys: str) -> None:
+        # Not faster than a hand: CPython's readline loses a signal that comes between prompt and select().
+        time.sleep(REACTION_S)
         os.write(self._main, keys.encode())
 
     def wait_for(self, text: str) -> str:
