@@ -87,6 +87,8 @@ ICON = (
     "What is the icon?",
     "Name the icon.",
 )
+ANIMAL = ("What animal is this?", "What animal is shown?", "Which animal do you see?")
+ANIMALS = ("cat", "dog", "fish", "bird", "butterfly", "frog")
 DESCRIBE = (
     "Describe the picture.",
     "Describe the image.",
@@ -104,6 +106,7 @@ IDENTITY_ANSWER = (
     "I am InternVL-Chat-Tiny, a very small model. I know colored shapes, numbers and a few icons."
 )
 UNKNOWN_ANSWER = "I do not know. I only know colored shapes, numbers and a few icons."
+NO_PICTURE_ANSWER = "I see no picture. Please give me one."
 GREETINGS = (
     "Hello",
     "Hello!",

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from llava.demo.phrases import (
+    ANIMAL,
+    ANIMALS,
     COLOR,
     COUNT_ALL,
     COUNT_OBJECTS,
@@ -22,6 +24,7 @@ from llava.demo.phrases import (
     ICON,
     IDENTITY,
     IDENTITY_ANSWER,
+    NO_PICTURE_ANSWER,
     NUMBER,
     NUMBER_WORDS,
     PLACES,
@@ -175,7 +178,8 @@ def _number(scene: Scene, rng: random.Random) -> QA | None:
 
 def _icon(scene: Scene, rng: random.Random) -> QA | None:
     if scene.icon:
-        return QA("icon", rng.choice(ICON), _sentence(an(scene.icon.name)))
+        phrases = ICON + ANIMAL if scene.icon.name in ANIMALS else ICON
+        return QA("icon", rng.choice(phrases), _sentence(an(scene.icon.name)))
     return QA("icon", rng.choice(ICON), "There is no icon.") if rng.random() < 0.1 else None
 
 
@@ -237,6 +241,15 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> QA | None:
     return QUESTION_KINDS[kind](scene, rng)
 
 
+def without_picture(scene: Scene, rng: random.Random) -> QA:
+    """Return what is asked in a conversation without a picture: small talk, or a question about one."""
+    if rng.random() < 0.4:
+        return small_talk(rng)
+    kind = rng.choice([kind for kind in QUESTION_KINDS if kind != "small_talk"])
+    qa = ask(scene, kind, rng) or _what_is_this(scene, rng)
+    return QA("no_picture", vary(qa.question, rng), NO_PICTURE_ANSWER)
+
+
 def vary(question: str, rng: random.Random) -> str:
     """Return the question as people type it: now and then without capital letter or final mark."""
     if rng.random() < 0.12:
@@ -266,6 +279,7 @@ def all_texts() -> list[str]:
     for phrases in (
         COUNT_ALL,
         COUNT_OBJECTS,
+        NO_PICTURE_ANSWER,
         NUMBER,
         ICON,
         DESCRIBE,

@@ -26,7 +26,7 @@ from transformers import InternVLVisionConfig, InternVLVisionModel, LlamaConfig,
 from llava import log
 from llava.constants import IGNORE_INDEX
 from llava.demo.drawing import draw
-from llava.demo.questions import QA, QUESTION_KINDS, ask, small_talk, vary
+from llava.demo.questions import QA, QUESTION_KINDS, ask, vary, without_picture
 from llava.demo.scenes import Scene, Split, make_scene
 from llava.processing.image_rules import IMAGENET_MEAN, IMAGENET_STD, ImageRules
 from llava.processing.pixels import ImageProcessor
@@ -136,17 +136,17 @@ def train_tower(folder: Path, *, num_steps: int, batch_size: int = 32) -> TowerS
 
 
 _WEIGHTS = {
-    "color": 2.0,
-    "shape": 1.6,
+    "color": 1.6,
+    "shape": 1.0,
     "count_all": 0.8,
-    "count_shape": 1.8,
+    "count_shape": 2.2,
     "count_color": 1.0,
-    "position": 2.0,
-    "presence": 2.6,
-    "what_at": 1.5,
-    "number": 1.2,
+    "position": 2.5,
+    "presence": 1.8,
+    "what_at": 1.8,
+    "number": 1.6,
     "icon": 1.2,
-    "describe": 0.7,
+    "describe": 1.0,
     "what_is_this": 0.4,
     "absent": 0.4,
     "small_talk": 0.25,
@@ -221,8 +221,8 @@ class ChatStage(nn.Module):
             )
             kinds.append([turns[-1].kind for turns in asked])
             samples.append([self._encode(turns, has_image=True) for turns in asked])
-            if split == "train" and rng.random() < 0.1:
-                samples[-1].append(self._encode([small_talk(rng)], has_image=False))
+            if split == "train" and rng.random() < 0.2:
+                samples[-1].append(self._encode([without_picture(scene, rng)], has_image=False))
         return ChatBatch(dense_batch(seeds, split), pack(samples, num_image_tokens=GRID * GRID), kinds)
 
     def _encode(self, turns: Sequence[QA], *, has_image: bool) -> Supervised:
