@@ -51,6 +51,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the documents speak of, as the working directory."""
     for name, source in STAND_INS.items():
         shutil.copytree(source, tmp_path / name)
+    shutil.copytree(ROOT / "llava" / "demo" / "images", tmp_path / "llava" / "demo" / "images")
     shutil.copytree(CHECKPOINTS / "vicuna-f-base", tmp_path / LORA_BASE)
     shutil.copytree(FIXTURES / "training" / "tokenizer-mt", tmp_path / LORA_BASE, dirs_exist_ok=True)
     make_base(tmp_path / "llama-7b", of=tmp_path / "llava-v1.5-7b")
