@@ -46,9 +46,10 @@ chat:
 	if [ -n "$$LLAVA_CHAT_PROMPT" ]; then set -- "$$@" --prompt="$$LLAVA_CHAT_PROMPT"; fi; \
 	if [ -t 0 ]; then exec $(BIN)/llava "$$@"; else exec $(BIN)/llava "$$@" </dev/null; fi
 
+# The tests' models are tiny: a second thread only waits for the first, and on a busy machine it waits long.
 test:
 	@$(SETUP) dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest $(ARGS)
 
 check:
 	@$(SETUP) dev
