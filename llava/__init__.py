@@ -9,7 +9,9 @@ Importing this package is cheap: torch and transformers are imported when someth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llava.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llava.engine.loading import load
@@ -20,19 +22,13 @@ __version__ = "0.1.0"
 
 __all__ = ["Answer", "LlavaLlamaForCausalLM", "Request", "SamplingParams", "__version__", "load"]
 
-_HOMES = {
-    "load": "llava.engine.loading",
-    "Answer": "llava.engine.request",
-    "Request": "llava.engine.request",
-    "SamplingParams": "llava.engine.request",
-    "LlavaLlamaForCausalLM": "llava.model",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'llava' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "load": "llava.engine.loading",
+        "Answer": "llava.engine.request",
+        "Request": "llava.engine.request",
+        "SamplingParams": "llava.engine.request",
+        "LlavaLlamaForCausalLM": "llava.model",
+    },
+)

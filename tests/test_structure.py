@@ -28,6 +28,7 @@ FLOORS = {
     "conversation": 0,
     "errors": 0,
     "files": 0,
+    "lazy": 0,
     "log": 0,
     "rendering": 0,
     "templates": 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llava.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llava.model.config import LlavaConfig, LlavaMptConfig
@@ -16,19 +18,13 @@ __all__ = [
     "LlavaMptForCausalLM",
 ]
 
-_HOMES = {
-    "LlavaConfig": "llava.model.config",
-    "LlavaMptConfig": "llava.model.config",
-    "LlavaForCausalLM": "llava.model.modeling",
-    "LlavaLlamaForCausalLM": "llava.model.modeling",
-    "LlavaMptForCausalLM": "llava.model.modeling",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'llava.model' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "LlavaConfig": "llava.model.config",
+        "LlavaMptConfig": "llava.model.config",
+        "LlavaForCausalLM": "llava.model.modeling",
+        "LlavaLlamaForCausalLM": "llava.model.modeling",
+        "LlavaMptForCausalLM": "llava.model.modeling",
+    },
+)
