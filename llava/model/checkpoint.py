@@ -141,10 +141,3 @@ def _is_delta(folder: Path) -> bool:
             remedy="Check that all shards are there.",
         )
     return bool(files.read(norms[0]).float().abs().mean() < _DELTA_NORM)
-
-
-def describe(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Return what a checkpoint is, as plain JSON values, without reading its weights (`llava describe`)."""
-    from llava.model.describing import describe_checkpoint
-
-    return describe_checkpoint(recognise(path))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from llava.errors import LlavaError
 from llava.model.assembling import Parts, assemble
-from llava.model.checkpoint import Checkpoint, Kind
+from llava.model.checkpoint import Kind, recognise
 from llava.model.config import LlavaConfig
 from llava.model.conventions import choose_template, context_length
 from llava.model.mapping import TOWER_PREFIX, unused_reason
@@ -26,8 +27,13 @@ _PHRASES: dict[Kind, str] = {
 }
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return plain JSON values: kind, parts, picture size and template with their reasons, files, notices."""
+def describe(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return what a checkpoint is, as plain JSON values, without reading its weights.
+
+    Kind, parts, picture size and template with their reasons, files, notices. Raises CheckpointError and
+    ConfigError for a folder that cannot be recognised.
+    """
+    checkpoint = recognise(path)
     facts: dict[str, object] = {
         "path": str(checkpoint.path),
         "kind": checkpoint.kind,

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what the checkpoint is."""
     from llava.demo import embedded_model_path
-    from llava.model.checkpoint import describe
+    from llava.model.describing import describe
 
     description = describe(args.path or embedded_model_path())
     if args.json:

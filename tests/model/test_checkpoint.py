@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from llava.errors import CheckpointError, ConfigError, FileError, LlavaError
-from llava.model.checkpoint import Kind, describe, recognise
+from llava.model.checkpoint import Kind, recognise
+from llava.model.describing import describe
 from llava.model.locating import tower_folder
 from llava.model.saving import save_checkpoint
 from tests.model.folders import (
