@@ -13,6 +13,13 @@ ROWS = [
 ]
 
 
+NUM_DEVIATIONS = 38
+
+
+def test_every_deliberate_difference_is_counted() -> None:
+    assert len(ROWS) == NUM_DEVIATIONS, "a new difference needs a row, and this number a change that says so"
+
+
 def test_rows_are_numbered_without_gaps_and_complete() -> None:
     assert [row[0] for row in ROWS] == [f"D{number:02}" for number in range(1, len(ROWS) + 1)]
     assert all(len(row) == 5 and all(row) for row in ROWS)

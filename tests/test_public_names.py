@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.files import read_json
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 NAMES = {
@@ -89,3 +91,17 @@ def test_code_written_for_the_original_runs_unchanged(has_sizes: bool) -> None:
     num_prompt = 0 if has_sizes else input_ids.shape[1]
     assert torch.equal(output_ids[:, :num_prompt], input_ids[:, :num_prompt])
     assert 0 < output_ids.shape[1] - num_prompt <= 6
+
+
+def test_the_context_is_the_language_models_own() -> None:
+    from llava.model.config import make_config
+    from llava.model.conventions import context_length
+    from llava.model.towers import read_tower
+
+    folder = FIXTURES / "checkpoints"
+    original = read_json(folder / "llava-a-clip-mlp2x" / "config.json")
+    tower = read_tower(read_json(folder / "towers" / "clip-tiny-56px" / "config.json"), source="tower")
+    longer = make_config({**original, "max_position_embeddings": 4096}, tower, image_size=56)
+    assert context_length(longer) == 4096
+    stated = make_config({**original, "max_sequence_length": 1024}, tower, image_size=56)
+    assert context_length(stated) == 1024
