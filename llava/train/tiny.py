@@ -136,20 +136,20 @@ def train_tower(folder: Path, *, num_steps: int, batch_size: int = 32) -> TowerS
 
 
 _WEIGHTS = {
-    "color": 1.6,
-    "shape": 1.0,
-    "count_all": 0.8,
+    "color": 1.2,
+    "shape": 0.8,
+    "count_all": 0.7,
     "count_shape": 2.2,
-    "count_color": 1.0,
-    "position": 2.5,
-    "presence": 1.8,
-    "what_at": 1.8,
-    "number": 1.6,
-    "icon": 1.2,
-    "describe": 1.0,
-    "what_is_this": 0.4,
+    "count_color": 0.7,
+    "position": 4.0,
+    "presence": 1.5,
+    "what_at": 2.0,
+    "number": 2.5,
+    "icon": 0.7,
+    "describe": 1.3,
+    "what_is_this": 0.5,
     "absent": 0.4,
-    "small_talk": 0.25,
+    "small_talk": 0.15,
 }
 """How often each kind of question is asked in training: what is hard to learn, more."""
 
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the result")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tower-steps", type=int, default=1900)
-    parser.add_argument("--chat-steps", type=int, default=2000)
+    parser.add_argument("--chat-steps", type=int, default=2200)
     parser.add_argument("--chat-batch", type=int, default=8, help="pictures per step")
     parser.add_argument("--questions", type=int, default=14, help="questions per picture")
     args = parser.parse_args()
