@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     from llava.errors import WeightsError
     from llava.files import atomic_path
     from llava.model.checkpoint import recognise
-    from llava.model.safetensors_file import write_file
+    from llava.model.weight_file import write_safetensors
     from llava.model.weights import write_torch_file
 
     source = _source(recognise(args.model_path))
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         write_torch_file(output, tensors)
     else:
         with atomic_path(output) as temporary:
-            write_file(temporary, tensors, {"format": "pt"})
+            write_safetensors(temporary, tensors, {"format": "pt"})
     say(f"Wrote {len(tensors)} tensors to {output}.")
     return 0
 

@@ -60,8 +60,6 @@ MAY_CATCH_BROADLY = {
 }
 MAY_NAME_FLOAT16 = {
     "llava/model/device.py",
-    # The dtypes of a file format, by the names it gives them.
-    "llava/model/safetensors_file.py",
 }
 
 

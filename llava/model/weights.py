@@ -3,83 +3,25 @@
 Place in the flow: the first thing that touches a checkpoint's weights. `WeightFiles` is a
 `sources.TensorSource` over single files, shards with or without an index, projector files and adapters, in
 safetensors or in torch's `.bin`. A `.bin` is a pickle: it is read with `weights_only`, so that code planted
-in it does not run (the original ran it). At most one file is mapped at a time, so that reading in the order
-of `keys()` needs one shard of memory at most.
+in it does not run (the original ran it); `weight_file` does the reading and writing of single files. At most
+one file is mapped at a time, so that reading in the order of `keys()` needs one shard of memory at most.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from llava.errors import FileError, WeightsError
 from llava.files import atomic_path, read_json, write_json
-from llava.model.safetensors_file import Entry, broken, map_file, read_header, tensor_in, write_file
+from llava.model.weight_file import WeightFile, broken, open_file, write_safetensors
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _SAFETENSORS = ".safetensors"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
-_UNPICKLING = (
-    # What torch and its restricted unpickler raise for input that is no weights file.
-    RuntimeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    MemoryError,
-    OverflowError,
-)
-
-
-class _SafetensorsFile:
-    """The tensors of one safetensors file, mapped on the first read and until `close`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries = read_header(path)
-        self._mapped: torch.Tensor | None = None
-
-    def read(self, key: str) -> torch.Tensor:
-        if self._mapped is None:
-            self._mapped = map_file(self.path, self.entries)
-        return tensor_in(self._mapped, self.entries[key])
-
-    def close(self) -> None:
-        self._mapped = None
-
-
-class _TorchFile:
-    """The tensors of one `.bin`, mapped on the first read and until `close`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._tensors: dict[str, torch.Tensor] | None = None
-        self.entries = {
-            key: Entry(tensor.dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
-            for key, tensor in _load_torch(path).items()
-        }
-
-    def read(self, key: str) -> torch.Tensor:
-        if self._tensors is None:
-            self._tensors = _load_torch(self.path)
-        return self._tensors[key]
-
-    def close(self) -> None:
-        self._tensors = None
 
 
 class WeightFiles:
@@ -90,9 +32,9 @@ class WeightFiles:
 
         Raises WeightsError for a corrupt file, a name in two files, or an index that does not agree.
         """
-        self._files = [_open(path) for path in paths]
-        self._homes: dict[str, _SafetensorsFile | _TorchFile] = {}
-        self._last: _SafetensorsFile | _TorchFile | None = None
+        self._files = [open_file(path) for path in paths]
+        self._homes: dict[str, WeightFile] = {}
+        self._last: WeightFile | None = None
         for file in self._files:
             for key in file.entries:
                 self._add(key, file, index or {})
@@ -141,7 +83,7 @@ class WeightFiles:
         return cls(shards) if shards else None
 
     def keys(self) -> Iterable[str]:
-        """Return the names, file by file, in the order in which they lie there."""
+        """Return the names, file by file."""
         return self._homes.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -174,7 +116,7 @@ class WeightFiles:
         """Size of all tensors in their stored dtypes."""
         return sum(home.entries[key].num_bytes for key, home in self._homes.items())
 
-    def _add(self, key: str, file: _SafetensorsFile | _TorchFile, index: Mapping[str, str]) -> None:
+    def _add(self, key: str, file: WeightFile, index: Mapping[str, str]) -> None:
         other = self._homes.get(key)
         if other is None or index.get(key) == file.path.name:
             self._homes[key] = file
@@ -194,9 +136,10 @@ def write_weights(
 ) -> list[Path]:
     """Write tensors as model.safetensors, or as shards with an index where they exceed `max_shard_bytes`.
 
-    At most one shard is held, so a lazy iterable is written in bounded memory. Tied tensors are written under
-    each of their names. Files appear whole and under their names only when all are written; weight files of
-    an earlier checkpoint in the folder are then removed. Returns the files written, shards first.
+    At most one shard is held (two with versions of safetensors that copy what they write), so a lazy iterable
+    is written in bounded memory. Tied tensors are written under each of their names. Files appear whole and
+    under their names only when all are written; weight files of an earlier checkpoint in the folder are then
+    removed. Returns the files written, shards first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", **(metadata or {})}
@@ -208,7 +151,7 @@ def write_weights(
             parts.append(folder / f".model-{len(parts) + 1:05d}.part")
             names.append(list(shard))
             total_bytes += sum(tensor.numel() * tensor.element_size() for tensor in shard.values())
-            write_file(parts[-1], shard, metadata)
+            write_safetensors(parts[-1], shard, metadata)
             shard.clear()
         _check_unique(names)
         return _publish(folder, parts, names, total_bytes)
@@ -268,43 +211,6 @@ def _publish(folder: Path, parts: list[Path], names: list[list[str]], total_byte
         if (is_ours or is_shard) and item not in written:
             item.unlink()
     return written
-
-
-def _open(path: Path) -> _SafetensorsFile | _TorchFile:
-    try:
-        return _SafetensorsFile(path) if path.suffix == _SAFETENSORS else _TorchFile(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _load_torch(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a `.bin`, mapped where the format allows; never runs code of the file."""
-    try:
-        is_zip = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():
-            # About pickle protocols; what cannot be read raises.
-            warnings.simplefilter("ignore")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except _UNPICKLING as error:
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
-            raise WeightsError(
-                f"{path} holds more than tensors; code in it was not run",
-                remedy="Use a file from a source that you trust, best one in safetensors.",
-            ) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise broken(path, reason) from error
-    if not isinstance(content, Mapping):
-        raise broken(path, f"it holds a {type(content).__name__} and no tensors by name")
-    tensors: dict[str, torch.Tensor] = {}
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise broken(path, f"its entry {key!r} is a {type(value).__name__} and no tensor")
-        if value.layout is not torch.strided or value.device.type != "cpu":
-            raise broken(path, f"{key} is a {value.layout} tensor on {value.device}")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise broken(path, f"{key} has a shape of more bytes than it has data")
-        tensors[key] = value.detach()
-    return tensors
 
 
 def _read_index(path: Path) -> dict[str, str]:

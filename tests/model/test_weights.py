@@ -205,6 +205,8 @@ def _lying(**fields: object) -> bytes:
         _lying(shape=[2.0]),
         _lying(shape=[True, 2]),
         _lying(dtype="F31"),
+        _lying(dtype="F4", shape=[16]),
+        _lying(dtype="C64", shape=[1]),
         _lying(dtype=["F32"]),
         _lying(data_offsets=[8, 16]),
         _lying(data_offsets=[-8, 0]),
@@ -218,8 +220,8 @@ def _lying(**fields: object) -> bytes:
         ),
         _raw(
             b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
-            b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
-            b"\0",
+            b'"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+            b"\0\0",
         ),
     ],
 )
@@ -227,6 +229,32 @@ def test_a_lying_safetensors_header_is_refused(tmp_path: Path, content: bytes) -
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         WeightFiles.open(tmp_path)
+
+
+def test_a_file_that_is_cut_between_two_reads_is_refused(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_file({f"w{number}": torch.ones(50)}, tmp_path / f"{number}.safetensors")
+    paths = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    files = WeightFiles.open_files(paths)
+    files.read("w1")
+    paths[1].write_bytes(paths[1].read_bytes()[:-8])
+    with pytest.raises(WeightsError, match=r"2\.safetensors is not a whole"):
+        files.read("w2")
+    paths[1].unlink()
+    with pytest.raises(WeightsError, match=r"2\.safetensors cannot be read"):
+        files.read("w2")
+
+
+def test_tensors_at_odd_bytes_are_read(tmp_path: Path) -> None:
+    header = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "w": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]},
+    }
+    content = _raw(json.dumps(header).encode(), b"\1" + struct.pack("<2f", 1, 2))
+    (tmp_path / "model.safetensors").write_bytes(content)
+    tensor = WeightFiles.open(tmp_path).read("w")
+    assert torch.equal(tensor, torch.tensor([1.0, 2.0]))
+    assert tensor.data_ptr() % 4 == 0
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -275,6 +303,19 @@ def test_tied_and_strided_tensors_are_written_whole(tmp_path: Path) -> None:
     tensors = {"embed": table, "head": table, "turned": table.t(), "row": table[1]}
     write_weights(tmp_path, tensors.items())
     _same(WeightFiles.open(tmp_path), tensors)
+
+
+def test_written_files_are_as_open_to_others_as_any_new_file(tmp_path: Path) -> None:
+    (plain := tmp_path / "plain").touch()
+    (written,) = write_weights(tmp_path / "x", TENSORS.items())
+    assert written.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex64)])
+def test_what_the_format_cannot_hold_is_named(tmp_path: Path, tensor: torch.Tensor) -> None:
+    with pytest.raises(WeightsError, match="odd is a"):
+        write_weights(tmp_path, [("odd", tensor)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_save_leaves_nothing_of_the_first(tmp_path: Path) -> None:
