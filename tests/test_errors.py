@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +58,21 @@ def test_a_field_far_from_everything_gets_no_guess() -> None:
 
 def test_a_missing_package_comes_with_the_command_that_installs_it() -> None:
     with pytest.raises(DependencyError) as error:
-        raise DependencyError.of_extra("peft", "lora", "an unmerged LoRA")
+        raise DependencyError.of_extra("bitsandbytes", "quantize", "loading in 8 bits")
     assert str(error.value) == (
-        "peft is not installed, and an unmerged LoRA needs it. Run: pip install 'internvl-chat-llava[lora]'"
+        "bitsandbytes is not installed, and loading in 8 bits needs it. "
+        "Run: pip install 'internvl-chat-llava[quantize]'"
     )
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    root = Path(__file__).parents[1]
+    files = [*root.glob("llava/**/*.py"), *root.glob("docs/*.md"), root / "README.md"]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"internvl-chat-llava\[(\w+)\]", text))
+    named |= set(re.findall(r"of_extra\(\s*[^,]+,\s*\"(\w+)\"", text))
+    pyproject = (root / "pyproject.toml").read_text(encoding="utf-8")
+    section = pyproject.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = re.findall(r"^(\w+) = ", section, flags=re.MULTILINE)
+    assert named
+    assert named <= set(extras)
