@@ -1,9 +1,9 @@
 """Spread a model over several devices so that no decoder or tower block is cut in two.
 
 Place in the flow: `builder` asks `resolve` for a device map on the empty model, `device_of` for each tensor
-while filling, and `dispatch` to connect the parts. Order of placement: token embedding, vision tower,
-projector, decoder blocks, final norm, head; what the GPUs cannot hold goes to main memory, then to disk.
-accelerate moves the activations (and offloaded weights) between devices.
+while filling, and `dispatch` to connect the parts. accelerate chooses the devices (in the model's order:
+tower, projector, embedding, decoder, head; what the GPUs cannot hold goes to main memory, then to disk) and
+moves activations and offloaded weights. Ours are what counts as one part and the check of a given map.
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from accelerate import dispatch_model
-from accelerate.utils import get_max_memory
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import CustomDtype, get_balanced_memory, get_max_memory
 from torch import nn
 
 from llava.errors import ConfigError, UsageError
-from llava.model.mapping import LANGUAGE, PROJECTOR, TOWER
 from llava.model.quantize import quantised_names
 
 Device = int | str
 AUTOMATIC = ("auto", "balanced")
 _GPU_SHARE = 0.9
 """Part of a GPU's free memory for weights; the rest is for activations and the cache."""
-_QUANTISED_BYTES = {4: 0.55, 8: 1.01}
-"""Bytes per weight, with the scales."""
+_QUANTISED = {4: CustomDtype.INT4, 8: torch.int8}
 
 
 def resolve(
@@ -50,51 +48,14 @@ def resolve(
         return _checked(model, device_map)
     if device_map not in AUTOMATIC:
         return _checked(model, {"": device_map})
-    sizes = unit_sizes(model, dtype, bits)
-    placed = place(sizes, dict(budgets) if budgets is not None else _free_memory())
-    has_gpu = any(isinstance(device, int) for device in placed.values())
+    free = dict(budgets) if budgets is not None else _free_memory()
+    placed = _allocated(model, free, _stored_dtypes(model, dtype, bits))
+    has_gpu = any(isinstance(device, int) for device in free)
     if bits is not None and has_gpu and any(isinstance(device, str) for device in placed.values()):
         raise UsageError(
             f"The model in {bits} bits does not fit the GPUs, and quantised layers cannot be offloaded",
             remedy="Free GPU memory, use more GPUs, or use --device cpu.",
         )
-    return placed
-
-
-def unit_sizes(model: nn.Module, dtype: torch.dtype, bits: Literal[4, 8] | None = None) -> dict[str, int]:
-    """Return the bytes of every part that stays whole, by name, in the order of placement."""
-    quantised = {f"{name}.weight" for name in quantised_names(model)} if bits is not None else set()
-    sizes = dict.fromkeys(sorted(_units(model), key=_order), 0)
-    for name, parameter in model.named_parameters():
-        unit = next(unit for unit in sizes if _is_in(name, unit))
-        width = _QUANTISED_BYTES[bits] if bits is not None and name in quantised else dtype.itemsize
-        sizes[unit] += int(parameter.numel() * width)
-    return sizes
-
-
-def place(sizes: Mapping[str, int], budgets: Mapping[Device, int]) -> dict[str, Device]:
-    """Give every unit, in order, the first device with room; never go back to an earlier device.
-
-    GPUs (int devices) get even shares of what they can hold together, so that the last one is not left empty;
-    "disk" takes the rest.
-    """
-    gpus = [device for device in budgets if isinstance(device, int)]
-    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
-    fits_gpus = total <= sum(budgets[gpu] for gpu in gpus)
-    share = total // len(gpus) + largest if gpus and fits_gpus else total
-    room = {device: min(budgets[device], share) if device in gpus else budgets[device] for device in budgets}
-    # The last GPU is not held to its share: it takes what rounding left over.
-    if gpus:
-        room[gpus[-1]] = budgets[gpus[-1]]
-    order: list[Device] = [*room, "disk"]
-    placed: dict[str, Device] = {}
-    current = 0
-    for unit, size in sizes.items():
-        while order[current] != "disk" and room[order[current]] < size:
-            current += 1
-        placed[unit] = order[current]
-        if order[current] != "disk":
-            room[order[current]] -= size
     return placed
 
 
@@ -118,7 +79,28 @@ def dispatch(model: nn.Module, device_map: Mapping[str, Device]) -> None:
     if "disk" in devices:
         folder = tempfile.mkdtemp(prefix="llava-offload-")
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    dispatch_model(model, dict(device_map), offload_dir=folder, skip_keys="past_key_values")
+    # accelerate finds no device to compute on by itself when all is on disk.
+    computing: dict[str, Any] = {"main_device": "cpu", "force_hooks": True} if devices == {"disk"} else {}
+    dispatch_model(model, dict(device_map), offload_dir=folder, skip_keys="past_key_values", **computing)
+
+
+def _allocated(model: nn.Module, free: dict[Device, int], dtypes: dict[str, Any]) -> dict[str, Device]:
+    """Return accelerate's device map; GPUs get even shares, so that the last one is not left empty."""
+    modules = dict(model.named_modules())
+    whole = sorted({type(modules[unit]).__name__ for unit in _units(model) if unit in modules})
+    shares = get_balanced_memory(model, free, no_split_module_classes=whole, special_dtypes=dtypes)
+    return dict(
+        infer_auto_device_map(
+            model, shares, no_split_module_classes=whole, special_dtypes=dtypes, offload_buffers=True
+        )
+    )
+
+
+def _stored_dtypes(model: nn.Module, dtype: torch.dtype, bits: Literal[4, 8] | None) -> dict[str, Any]:
+    dtypes: dict[str, Any] = {name: dtype for name, _ in model.named_parameters()}
+    if bits is not None:
+        dtypes |= {f"{name}.weight": _QUANTISED[bits] for name in quantised_names(model)}
+    return dtypes
 
 
 def _units(module: nn.Module, prefix: str = "") -> list[str]:
@@ -132,17 +114,6 @@ def _units(module: nn.Module, prefix: str = "") -> list[str]:
     for name, child in module.named_children():
         units += _units(child, f"{prefix}{name}.")
     return units
-
-
-def _order(unit: str) -> int:
-    is_embedding = unit.startswith(LANGUAGE) and unit.endswith(("embed_tokens", "wte"))
-    ranks = (
-        is_embedding,
-        unit.startswith(TOWER),
-        f"{unit}.".startswith(PROJECTOR),
-        unit.startswith(LANGUAGE),
-    )
-    return ranks.index(True) if True in ranks else len(ranks)
 
 
 def _is_in(name: str, unit: str) -> bool:
@@ -165,8 +136,7 @@ def _checked(model: nn.Module, device_map: Mapping[str, Device]) -> dict[str, De
         if not any(_is_in(unit, key) for key in device_map):
             raise ConfigError(f"device_map says nothing about {unit}", remedy='Add it, or "" for the rest.')
     return {
-        unit: device_map[max((key for key in device_map if _is_in(unit, key)), key=len)]
-        for unit in sorted(units, key=_order)
+        unit: device_map[max((key for key in device_map if _is_in(unit, key)), key=len)] for unit in units
     }
 
 
