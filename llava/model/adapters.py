@@ -102,7 +102,7 @@ class MergedWeights:
         self._adapter = adapter
         self._rules = rules
         pairs: dict[str, dict[str, str]] = {}
-        for key in adapter.keys():  # noqa: SIM118 - a source is no mapping
+        for key in adapter.keys():
             match = _LORA_KEY.fullmatch(key)
             if match is None:
                 raise WeightsError(f"The adapter holds {key}, which is no part of a LoRA pair")
@@ -171,7 +171,7 @@ def merged_source(folder: Path, adapter_config: Mapping[str, Any], base: TensorS
     # Biases and modules_to_save: whole tensors that the adapter puts in the base's place.
     whole = Renamed(adapter, lambda key: None if ".lora_" in key else _plain_name(key))
     known = set(base.keys())
-    for key in whole.keys():  # noqa: SIM118
+    for key in whole.keys():
         if key not in known:
             raise WeightsError(f"The adapter holds {key}, which the base has not")
     layers: list[TensorSource] = [whole, base]

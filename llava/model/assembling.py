@@ -234,7 +234,7 @@ def _stored_rules(
 def _natural_size(tower: Tower, source: TensorSource, is_inside: bool) -> tuple[int, str]:
     """Return the size that the tower's position table is for, InternViT's 224 used at 336."""
     num_positions = next(
-        (source.shape(key)[-2] for key in source.keys() if key in _POSITIONS),  # noqa: SIM118
+        (source.shape(key)[-2] for key in source.keys() if key in _POSITIONS),
         None,
     )
     if num_positions is None:
@@ -248,7 +248,7 @@ def _natural_size(tower: Tower, source: TensorSource, is_inside: bool) -> tuple[
 
 def _vocab_size(source: TensorSource, original: Mapping[str, Any], checkpoint: Checkpoint) -> int:
     """Return the rows of the token embedding; a whole checkpoint must agree with its config.json."""
-    rows = next((source.shape(key)[0] for key in source.keys() if key in _EMBEDDINGS), None)  # noqa: SIM118
+    rows = next((source.shape(key)[0] for key in source.keys() if key in _EMBEDDINGS), None)
     stated = original.get("vocab_size")
     if rows is None:
         # `filling` lists the embedding among what is missing.

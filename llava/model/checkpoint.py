@@ -61,7 +61,7 @@ class Checkpoint:
         """Whether the weights hold a vision tower (more than a tuned position table)."""
         if self.kind not in ("own", "full", "hf"):
             return False
-        return any(key.startswith(f"{TOWER_PREFIX}") and "encoder." in key for key in self.weights.keys())  # noqa: SIM118
+        return any(key.startswith(f"{TOWER_PREFIX}") and "encoder." in key for key in self.weights.keys())
 
     @property
     def projector_files(self) -> list[Path]:
@@ -134,7 +134,7 @@ def has_model_weights(folder: Path) -> bool:
 
 def _is_delta(folder: Path) -> bool:
     files = WeightFiles.open(folder, "model")
-    norms = [key for key in files.keys() if key in ("model.norm.weight", "transformer.norm_f.weight")]  # noqa: SIM118
+    norms = [key for key in files.keys() if key in ("model.norm.weight", "transformer.norm_f.weight")]
     if not norms:
         raise WeightsError(
             f"{folder} has no final norm of a language model among its weights",

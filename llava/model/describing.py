@@ -98,7 +98,7 @@ def _stated(config: Any) -> dict[str, object]:
 def _count(source: TensorSource, num_tower_layers: int) -> dict[str, int]:
     """Return the number of used parameters of each part."""
     counts = {"language_model": 0, "vision_tower": 0, "projector": 0}
-    for key in source.keys():  # noqa: SIM118 - a source is no mapping
+    for key in source.keys():
         if unused_reason(key, num_tower_layers=num_tower_layers) is None:
             is_projector = ".mm_projector." in key
             part = "vision_tower" if key.startswith(TOWER_PREFIX) else "language_model"
@@ -107,7 +107,7 @@ def _count(source: TensorSource, num_tower_layers: int) -> dict[str, int]:
 
 
 def _dtypes(source: TensorSource) -> list[str]:
-    names = {str(source.dtype(key)).removeprefix("torch.") for key in source.keys()}  # noqa: SIM118
+    names = {str(source.dtype(key)).removeprefix("torch.") for key in source.keys()}
     return sorted(names)
 
 

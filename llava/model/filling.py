@@ -46,7 +46,7 @@ def make_plan(model: nn.Module, source: TensorSource, *, family: Family, num_tow
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     plan = Plan(shapes=shapes)
-    for key in source.keys():  # noqa: SIM118 - a source is no mapping
+    for key in source.keys():
         reason = unused_reason(key, num_tower_layers=num_tower_layers)
         found = None if reason else targets(key, family)
         if reason is None and key == "lm_head.weight" and key not in shapes:

@@ -77,7 +77,7 @@ def stored_dtype(checkpoint: Checkpoint, *, base: str | None, dtype: str | None)
     if dtype is not None:
         return _named(dtype)
     source = assemble(checkpoint, base=base, image_size=None).source
-    stored = next((source.dtype(key) for key in source.keys() if key in _EMBEDDINGS), torch.float32)  # noqa: SIM118
+    stored = next((source.dtype(key) for key in source.keys() if key in _EMBEDDINGS), torch.float32)
     return stored if stored in DTYPES.values() else torch.float32
 
 

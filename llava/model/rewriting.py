@@ -57,6 +57,6 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _cast(source: TensorSource, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
-    for key in source.keys():  # noqa: SIM118 - a source is no mapping
+    for key in source.keys():
         tensor = source.read(key)
         yield key, tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)

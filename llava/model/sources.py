@@ -61,7 +61,7 @@ class Renamed:
     def __init__(self, source: TensorSource, rename: Callable[[str], str | None]) -> None:
         self._source = source
         self._old_names: dict[str, str] = {}
-        for key in source.keys():  # noqa: SIM118 - a source is no mapping
+        for key in source.keys():
             new_name = rename(key)
             if new_name is not None:
                 self._old_names[new_name] = key
@@ -89,7 +89,7 @@ class Layered:
     def __init__(self, *sources: TensorSource) -> None:
         self._homes: dict[str, TensorSource] = {}
         for source in sources:
-            for key in source.keys():  # noqa: SIM118
+            for key in source.keys():
                 self._homes.setdefault(key, source)
 
     def keys(self) -> Iterator[str]:

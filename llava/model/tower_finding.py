@@ -112,9 +112,7 @@ def _infer(checkpoint: Checkpoint, original: Mapping[str, Any]) -> Tower | None:
     """Return the tower inside a checkpoint as its shapes tell it; None for one that is not released."""
     source = checkpoint.weights
     shapes = {
-        key[len(TOWER_PREFIX) :]: source.shape(key)
-        for key in source.keys()  # noqa: SIM118
-        if key.startswith(TOWER_PREFIX)
+        key[len(TOWER_PREFIX) :]: source.shape(key) for key in source.keys() if key.startswith(TOWER_PREFIX)
     }
     layers = {
         int(match[1]) for match in (re.match(r".*encoder\.layers\.(\d+)\.", key) for key in shapes) if match

@@ -81,7 +81,7 @@ class SafetensorsFile:
 
     def _entries(self, opened: Any) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
-        for key in opened.keys():  # noqa: SIM118 - no mapping
+        for key in opened.keys():
             code = opened.get_slice(key).get_dtype()
             if code not in _READABLE:
                 raise broken(self.path, f"{key} has the unknown dtype {code}")

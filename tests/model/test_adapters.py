@@ -54,7 +54,7 @@ def _base_tensors() -> dict[str, torch.Tensor]:
 
 
 def _read_all(source: TensorSource) -> dict[str, torch.Tensor]:
-    return {key: source.read(key) for key in source.keys()}  # noqa: SIM118
+    return {key: source.read(key) for key in source.keys()}
 
 
 def _peft_merged(adapter: Path) -> LlamaForCausalLM:

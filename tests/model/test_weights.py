@@ -271,7 +271,7 @@ def test_a_changed_byte_never_ends_in_a_traceback(
     path.write_bytes(content)
     try:
         files = WeightFiles.open_files([path])
-        for key in files.keys():  # noqa: SIM118
+        for key in files.keys():
             files.read(key)
     except WeightsError as error:
         refusal = str(error)
