@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     from llava.model.weights import write_torch_file
 
     source = _source(recognise(args.model_path))
-    tensors = {key: source.read(key) for key in source.keys() if "mm_projector" in key}  # noqa: SIM118
+    tensors = {key: source.read(key) for key in source.keys() if "mm_projector" in key}
     if not tensors:
         raise WeightsError(f"{args.model_path} has no projector", remedy="Give a vision-language checkpoint.")
     output = Path(args.output)
