@@ -85,6 +85,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best present)")
     group.add_argument(
+        "--device-map", choices=("auto", "balanced"), help="spread the model's blocks over the GPUs"
+    )
+    group.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's own"
     )
     add_quantisation_arguments(group)
@@ -126,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         template=args.template,
         image_size=args.image_size,
         image_aspect=args.image_aspect_ratio,
+        device_map=args.device_map,
     )
     sampling = SamplingParams(
         temperature=args.temperature,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from llava.command import OptionParser, note
 from llava.command import run as run_command
@@ -52,6 +53,7 @@ def _chat(args: argparse.Namespace) -> int:
         device=_device(args.device),
         template=args.conv_mode,
         image_aspect=args.image_aspect_ratio,
+        device_map=_device_map(args.device),
     )
     sampling = SamplingParams(temperature=args.temperature, max_new_tokens=args.max_new_tokens)
     picture = open_picture(args.image_file, allow_url=True, on_notice=note)
@@ -71,6 +73,15 @@ def _device(name: str | None) -> str | None:
         note(f"warning: {error.cause}; using the best device present")
         return None
     return name
+
+
+def _device_map(device: str | None) -> Literal["auto"] | None:
+    """Spread the model where the original did: over all GPUs, when there are several and none is chosen."""
+    if device not in (None, "cuda"):
+        return None
+    import torch
+
+    return "auto" if torch.cuda.device_count() > 1 else None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class ModelOptions:
     """Input size of the vision tower in pixels, over the checkpoint's."""
     image_aspect: Literal["pad", "square"] | None = None
     """What to do with pictures that are not square, over the checkpoint's rule."""
+    device_map: Literal["auto", "balanced"] | None = None
+    """Spread whole blocks over the GPUs; None keeps the model on one device."""
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -72,6 +74,7 @@ def load_engine(options: ModelOptions) -> ChatEngine:
         dtype=options.dtype,
         template=options.template,
         image_size=options.image_size,
+        device_map=options.device_map,
     )
     for notice in engine.loaded.notices:
         note(f"note: {notice}")

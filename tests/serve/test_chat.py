@@ -132,11 +132,12 @@ def test_an_interrupted_answer_is_shown_as_far_as_it_went(
 
 def test_options_reach_the_model_and_the_engine(loaded: list[ModelOptions], picture: str) -> None:
     command = "chat --model m --model-base b --device cpu --dtype float32 --load-4bit --conv-mode llava_v1 "
+    command += "--device-map balanced "
     command += (
         "--image-size 448 --image-aspect-ratio pad -p ? --temperature 0.5 --top-p 0.9 --top-k 5 --seed 1"
     )
     assert main([*command.split(), "--image", picture]) == 0
-    assert loaded == [ModelOptions("m", "b", 4, "cpu", "float32", "llava_v1", 448, "pad")]
+    assert loaded == [ModelOptions("m", "b", 4, "cpu", "float32", "llava_v1", 448, "pad", "balanced")]
 
 
 @pytest.mark.usefixtures("loaded")

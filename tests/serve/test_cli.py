@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llava.engine.request import SamplingParams
-from llava.serve.cli import main
+from llava.serve.cli import _device_map, main
 from llava.serve.loading import ModelOptions
 from tests.serve.fakes import ScriptedEngine, save_picture, text_of
 
@@ -107,3 +107,21 @@ def test_wrong_options_are_one_line_and_exit_code_2(
     assert out == ""
     assert err.startswith(error)
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [
+        (None, 0, None),
+        (None, 1, None),
+        (None, 2, "auto"),
+        ("cuda", 2, "auto"),
+        ("cuda:1", 2, None),
+        ("cpu", 2, None),
+    ],
+)
+def test_several_gpus_share_the_model_as_in_the_original(
+    device: str | None, num_gpus: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    assert _device_map(device) == expected
