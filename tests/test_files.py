@@ -115,6 +115,6 @@ def test_reading_what_is_not_there_or_not_text_is_a_file_error(tmp_path: Path) -
 
 def test_broken_json_is_located(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text('{\n  "a": 1,\n}')
+    path.write_text('{\n  "a": 1\n"b"}')
     with pytest.raises(FileError, match=r"config\.json is not JSON: .*line 3 column 1"):
         files.read_json(path)
