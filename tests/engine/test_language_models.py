@@ -11,7 +11,8 @@ from llava.engine.request import Request, SamplingParams
 from llava.model.builder import new_model
 from llava.model.saving import rules_of, save_checkpoint
 from llava.processing.tokenizer import load_tokenizer
-from tests.model.test_modeling import LANGUAGE_MODELS, SMALL_INTERNVIT, small_config
+from tests.model.folders import SMALL_INTERNVIT, small_config
+from tests.model.test_modeling import LANGUAGE_MODELS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 IMAGE = str(FIXTURES / "images" / "0.png")
