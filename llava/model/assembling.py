@@ -197,7 +197,9 @@ def _rules(
 ) -> tuple[ImageRules, str]:
     """Return how pictures are made, and why at that size; never from a name."""
     aspect: Aspect = "pad" if original.get("image_aspect_ratio") == "pad" else "square"
-    rules, reason = _stored_rules(checkpoint, original, beside, aspect)
+    # An InternViT folder's own file is for the tower alone (224 pixels, say), and the original never read it.
+    clip_folder = beside if tower.family == "clip" else None
+    rules, reason = _stored_rules(checkpoint, original, clip_folder, aspect)
     if rules is None:
         make = clip_rules if tower.family == "clip" else imagenet_rules
         size, reason = _natural_size(tower, source, beside is None)
@@ -209,9 +211,9 @@ def _rules(
 
 
 def _stored_rules(
-    checkpoint: Checkpoint, original: Mapping[str, Any], beside: Path | None, aspect: Aspect
+    checkpoint: Checkpoint, original: Mapping[str, Any], clip_folder: Path | None, aspect: Aspect
 ) -> tuple[ImageRules | None, str]:
-    """Return the rules that a file states, if one does."""
+    """Return the rules that a file states, if one does; `clip_folder` is the tower's, if it is a CLIP."""
     if checkpoint.manifest is not None:
         return checkpoint.manifest.image, "llava.json"
     stated: Aspect | None = aspect if original.get("image_aspect_ratio") is not None else None
@@ -225,8 +227,8 @@ def _stored_rules(
         if isinstance(nested, Mapping):
             rules = ImageRules.from_preprocessor_config(nested, aspect=stated)
             return rules, "processor_config.json of the checkpoint"
-    if beside is not None and (beside / path.name).is_file():
-        rules = ImageRules.from_preprocessor_config(read_object(beside / path.name), aspect=aspect)
+    if clip_folder is not None and (clip_folder / path.name).is_file():
+        rules = ImageRules.from_preprocessor_config(read_object(clip_folder / path.name), aspect=aspect)
         return rules, "preprocessor_config.json of the vision tower"
     return None, ""
 

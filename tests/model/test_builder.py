@@ -17,6 +17,7 @@ from llava.model.checkpoint import recognise
 from llava.model.mapping import TOWER_PREFIX
 from llava.model.tower_finding import find_tower
 from llava.model.towers import resize_positions
+from llava.processing.image_rules import IMAGENET_MEAN
 from tests.model.folders import (
     BASE,
     CLIP,
@@ -153,6 +154,29 @@ def test_a_preprocessor_config_in_the_checkpoint_decides_the_size(tmp_path: Path
     assert model.image_processor.rules.size == 70
     assert model.image_processor.rules.mean == (0.5, 0.5, 0.5)
     assert model.image_processor.rules.aspect == "pad"
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_the_preprocessor_config_of_an_internvit_alone_decides_nothing(
+    is_inside: bool, tmp_path: Path
+) -> None:
+    # It is for the tower by itself: a 224-pixel tower says 224, and InternVL-Chat V1.0 uses it at 336.
+    tensors = load_file(TOWERS / INTERNVIT_TOWER / "model.safetensors")
+    changes = {
+        "embeddings.position_embedding": resize_positions(
+            tensors["embeddings.position_embedding"], 577 if is_inside else 257
+        )
+    }
+    if is_inside:
+        folder = with_tower_inside(INTERNVIT, tmp_path, INTERNVIT_TOWER, **changes)
+    else:
+        folder = copied(INTERNVIT, tmp_path)
+        save_file(tensors | changes, tmp_path / "towers" / INTERNVIT_TOWER / "model.safetensors")
+    rules = {"crop_size": 224, "size": 224, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "towers" / INTERNVIT_TOWER / "preprocessor_config.json").write_text(json.dumps(rules))
+    used = load(folder).image_processor.rules
+    assert used.size == 336
+    assert used.mean == IMAGENET_MEAN
 
 
 def test_a_picture_size_must_be_a_whole_number_of_patches() -> None:
