@@ -1,186 +1,277 @@
-"""The training loop: one process, plain PyTorch.
+"""The training loop: micro-batches in, optimizer steps out, on any engine.
 
-A `Task` gives batches by step number and the loss of a batch; `train` does the rest: accumulation over
-micro-batches weighted by their targets, gradient clipping, learning rates, logging, checkpoints. Batches
-depend on the step number only, so a run that was stopped and resumed ends with the same weights as one that
-was not.
+One step: the targets of all its micro-batches on all ranks are counted, every micro-batch's summed loss is
+divided by that count and sent backward, the engine adds gradients up, clips and moves the weights. So the
+gradient is that of the mean over all supervised tokens of the step, however the samples are spread.
+
+Everything random is seeded by (seed, step, rank): a run that goes on from a checkpoint is the run that was
+not interrupted, to the bit.
 """
 
 from __future__ import annotations
 
 import math
-import os
+import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import nn
 
+from llava.data.batch import Batch
 from llava.log import get_logger
-from llava.train.muon import Muon
+from llava.train.forward import Losses
+from llava.train.metrics import LossSums, StepRecord, check_finite, not_finite_samples
+from llava.train.parallel.engine import Engine
+from llava.train.telemetry import peak_memory_bytes
 
 _logger = get_logger(__name__)
 
-BatchT = TypeVar("BatchT")
+REPEAT_S = 2.0
+"""A launcher passes on a signal that its whole process group got: twice within this time is once."""
+
+Ending = Literal["finished", "stopped"]
 
 
-class BatchLoss(NamedTuple):
-    """Loss summed over a batch's targets, and how many targets there were."""
+class StepData(Protocol):
+    """This rank's part of one optimizer step."""
 
-    total: torch.Tensor
-    num_targets: int
+    @property
+    def step(self) -> int:
+        """From 0."""
 
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """As many on every rank."""
 
-class Task(Protocol[BatchT]):
-    """What to learn: data and loss."""
+    @property
+    def wait_s(self) -> float:
+        """Seconds the trainer waited for it."""
 
-    def batches(self, step: int) -> Sequence[BatchT]:
-        """Return the micro-batches of a step; a pure function of the step number."""
-
-    def num_targets(self, batch: BatchT) -> int:
-        """Return how many targets a batch has: its weight within the step."""
-
-    def loss(self, batch: BatchT) -> torch.Tensor:
-        """Return the loss summed over the batch's targets."""
+    @property
+    def num_skipped(self) -> int:
+        """Samples of this rank's part that could not be used."""
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast to train."""
+class LoopOptions:
+    """What the loop itself decides by."""
 
     num_steps: int
-    warmup_steps: int = 50
-    final_share: float = 0.02
-    """Learning rate at the end of the cosine, as a share of its peak."""
-    max_grad_norm: float = 1.0
-    log_every: int = 20
-    checkpoint_every_s: float = 180.0
-    """Seconds between checkpoints; one is written at the end in any case."""
+    steps_per_epoch: float
+    seed: int
+    max_grad_norm: float
+    loss_reduction: Literal["tokens", "original"]
+    save_steps: int
+    """Steps between checkpoints; 0: at the end only."""
+    eval_steps: int
+    """Steps between validations; 0: none under way."""
+    sources: tuple[str, ...]
+    """Names of the data's parts, for loss by source."""
+    rate_names: tuple[str, ...] = ()
+    """What the parameter groups are called; groups of one name have one rate."""
 
-    def lr_share(self, step: int) -> float:
-        """Return the share of the peak learning rate at a step: linear warm-up, then a cosine."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-        return self.final_share + (1 - self.final_share) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-def make_optimizers(
-    groups: Iterable[tuple[Iterable[tuple[str, nn.Parameter]], float]],
-    *,
-    adam_share: float = 0.5,
-    weight_decay: float = 0.01,
-) -> list[torch.optim.Optimizer]:
-    """Return Muon for the hidden matrices and AdamW for everything else.
-
-    groups: (named parameters, peak learning rate) pairs. Embeddings, heads, norms and biases get
-        `adam_share` of the rate. Muon's rates are scaled to AdamW's update size, so one number serves both.
-    """
-    matrices, others = [], []
-    for named, lr in groups:
-        parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        is_matrix = {name: parameter.ndim in (2, 4) and not _is_table(name) for name, parameter in parameters}
-        matrices.append({"params": [p for name, p in parameters if is_matrix[name]], "lr": lr})
-        others.append({"params": [p for name, p in parameters if not is_matrix[name]], "lr": lr * adam_share})
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon([group for group in matrices if group["params"]], weight_decay=weight_decay),
-        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
-
-
-def _is_table(name: str) -> bool:
-    return any(part in name for part in ("embed_tokens", "position_embeddings", "lm_head", "heads."))
+    def names_of_rates(self, rates: Sequence[float]) -> dict[str, float]:
+        """Return the learning rates by name."""
+        return dict(zip(self.rate_names, rates, strict=True)) if self.rate_names else {}
 
 
 @dataclass
-class Loop(Generic[BatchT]):
-    """A run in progress: the model, its optimizers and the step reached."""
+class Loop:
+    """A run in progress."""
 
-    model: nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    task: Task[BatchT]
-    config: LoopConfig
-    folder: Path
-    on_checkpoint: Callable[[int], None] | None = None
-    """Called with the step after each checkpoint, for instance to measure accuracy."""
-    step: int = 0
+    engine: Engine
+    options: LoopOptions
+    output_dir: Path
+    learning_rates: Callable[[int], Sequence[float]]
+    """Rate of each parameter group in a step."""
+    on_step: Callable[[StepRecord], None]
+    on_save: Callable[[int], None]
+    """Called with the number of finished steps."""
+    on_eval: Callable[[int], None] = lambda _: None
+    is_stopping: bool = field(default=False, init=False)
 
-    def train(self) -> None:
-        """Train to the last step, from the newest checkpoint in `folder` if there is one."""
-        self._resume()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        last_saved = window_start = time.monotonic()
-        window_loss, window_steps = 0.0, 0
-        self.model.train()
-        while self.step < self.config.num_steps:
-            window_loss += self._one_step()
-            window_steps += 1
-            self.step += 1
-            if self.step % self.config.log_every == 0 or self.step == self.config.num_steps:
-                seconds = (time.monotonic() - window_start) / window_steps
-                _logger.info(
-                    "step=%d/%d loss=%.4f s_per_step=%.3f lr_share=%.3f",
-                    *(self.step, self.config.num_steps, window_loss / window_steps, seconds),
-                    self.config.lr_share(self.step),
-                )
-                window_loss, window_steps, window_start = 0.0, 0, time.monotonic()
-            is_due = time.monotonic() - last_saved >= self.config.checkpoint_every_s
-            if is_due or self.step == self.config.num_steps:
-                self._checkpoint()
-                last_saved = window_start = time.monotonic()
-                window_loss, window_steps = 0.0, 0
+    def run(self, data: Iterable[StepData]) -> Ending:
+        """Run the steps of `data`, which begin where the run is; returns whether the end was reached.
 
-    def _one_step(self) -> float:
-        batches = self.task.batches(self.step)
-        num_targets = sum(self.task.num_targets(batch) for batch in batches)
-        step_loss = 0.0
-        for batch in batches:
-            loss = self.task.loss(batch) / num_targets
-            loss.backward()
-            step_loss += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        share = self.config.lr_share(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * share
-            optimizer.step()
-            optimizer.zero_grad()
-        return step_loss
+        SIGTERM and SIGINT end it after the step under way, with a checkpoint. Raises TrainingError for a loss
+        that is not finite.
+        """
+        done = -1
+        with self._stopping_on_signals():
+            for step_data in data:
+                stops = self._step(step_data)
+                done = step_data.step + 1
+                is_last = done == self.options.num_steps
+                if is_last or stops or _is_due(done, self.options.save_steps):
+                    self.on_save(done)
+                if not is_last and not stops and _is_due(done, self.options.eval_steps):
+                    self.on_eval(done)
+                if stops and not is_last:
+                    return "stopped"
+        return "finished"
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / "state.pt"
-
-    def _checkpoint(self) -> None:
-        """Write model, optimizers and step; the old file stays until the new one is complete."""
-        partial = self._path.with_suffix(".partial")
-        torch.save(
-            {
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            },
-            partial,
+    def _step(self, data: StepData) -> bool:
+        """Make one optimizer step; returns whether some rank was told to stop."""
+        begin = time.perf_counter()
+        seed_everything(self.options.seed, data.step, self.engine.rank)
+        counts = _Counts.of(data, self.is_stopping).summed(self.engine)
+        loss, sums, guilty = self._accumulate(data, counts)
+        computed = time.perf_counter()
+        rates = list(self.learning_rates(data.step))
+        totals = self.engine.sum(
+            torch.tensor([loss, *_to_row(sums, self.options.sources)], dtype=torch.float64)
+        ).tolist()
+        # A norm that is not finite changes no weights, so that the error finds them as they were.
+        grad_norm = self.engine.step(max_grad_norm=self.options.max_grad_norm, lrs=rates)
+        self._check(data, totals[0], grad_norm, guilty)
+        end = time.perf_counter()
+        self.on_step(
+            StepRecord(
+                step=data.step + 1,
+                loss=totals[0],
+                learning_rate=rates[0],
+                grad_norm=grad_norm,
+                epoch=(data.step + 1) / self.options.steps_per_epoch,
+                learning_rates=self.options.names_of_rates(rates),
+                num_targets=counts.targets,
+                num_tokens=counts.tokens,
+                num_padded=counts.positions - counts.tokens,
+                num_samples=counts.samples,
+                num_pictures=counts.pictures,
+                num_skipped=counts.skipped,
+                num_attention_pairs=counts.pairs,
+                seconds=end - begin + data.wait_s,
+                data_wait_s=data.wait_s,
+                compute_s=computed - begin,
+                communication_s=end - computed if self.engine.world_size > 1 else 0.0,
+                loss_by_source=_from_row(totals[1:], self.options.sources),
+                peak_memory_bytes=peak_memory_bytes(self.engine.device),
+            )
         )
-        os.replace(partial, self._path)
-        if self.on_checkpoint is not None:
-            self.model.eval()
-            self.on_checkpoint(self.step)
-            self.model.train()
+        return counts.stops > 0
 
-    def _resume(self) -> None:
-        if not self._path.exists():
+    def _accumulate(self, data: StepData, counts: _Counts) -> tuple[float, LossSums, list[str]]:
+        """Send each micro-batch forward and backward; returns this rank's loss, and samples without one."""
+        sums, loss_sum = LossSums(), 0.0
+        guilty: list[str] = []
+        for number, batch in enumerate(data.batches):
+            is_last = number == len(data.batches) - 1
+            losses: Losses = self.engine.forward(batch.to(self.engine.device), is_last=is_last)
+            loss = losses.total / self._divisor(batch, counts, len(data.batches))
+            self.engine.backward(loss, is_last=is_last)
+            loss_sum += loss.detach().item()
+            sums.add(batch, losses.per_token)
+            if not math.isfinite(loss_sum):
+                guilty += not_finite_samples(batch, losses.per_token)
+        return loss_sum, sums, guilty
+
+    def _check(self, data: StepData, loss: float, grad_norm: float, guilty: list[str]) -> None:
+        """Raise TrainingError naming the step's samples when the loss or its gradient is not finite."""
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.engine.is_rescaling):
             return
-        state = torch.load(self._path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        self.step = state["step"]
-        _logger.info("resumed step=%d from %s", self.step, self._path)
+        own = ([name for batch in data.batches for name in batch.ids], guilty)
+        gathered = [own] * self.engine.world_size
+        if self.engine.world_size > 1:
+            torch.distributed.all_gather_object(gathered, own)
+        check_finite(
+            loss,
+            grad_norm,
+            [name for ids, _ in gathered for name in ids],
+            step=data.step + 1,
+            output_dir=self.output_dir,
+            not_finite=[name for _, names in gathered for name in names],
+            rank=self.engine.rank,
+        )
+
+    def _divisor(self, batch: Batch, counts: _Counts, num_micro: int) -> float:
+        """Return what a micro-batch's summed loss is divided by."""
+        if self.options.loss_reduction == "original":
+            # The plain mean of the micro-batches' means, over micro-steps and ranks.
+            return max(1, batch.num_targets) * num_micro * self.engine.world_size
+        return max(1, counts.targets)
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT; a second one, later, ends the process at once."""
+        first = math.inf
+
+        def note_signal(number: int, _: FrameType | None) -> None:
+            nonlocal first
+            if not self.is_stopping:
+                first = time.monotonic()
+                _logger.warning("%s: stopping after this step", signal.Signals(number).name)
+                self.is_stopping = True
+            elif time.monotonic() - first > REPEAT_S:
+                signal.signal(number, previous[number])
+                signal.raise_signal(number)
+
+        watched = (signal.SIGTERM, signal.SIGINT)
+        previous: dict[int, Any] = {number: signal.getsignal(number) for number in watched}
+        for number in watched:
+            signal.signal(number, note_signal)
+        try:
+            yield
+        finally:
+            for number in watched:
+                signal.signal(number, previous[number])
+
+
+class _Counts(NamedTuple):
+    """What a step holds, over all ranks."""
+
+    targets: int
+    tokens: int
+    positions: int
+    samples: int
+    pictures: int
+    pairs: int
+    """Pairs of positions that see each other."""
+    skipped: int
+    stops: int
+    """Ranks that were told to stop."""
+
+    @classmethod
+    def of(cls, data: StepData, is_stopping: bool) -> _Counts:
+        """Count this rank's part."""
+        batches = data.batches
+        return cls(
+            targets=sum(batch.num_targets for batch in batches),
+            tokens=sum(batch.num_tokens for batch in batches),
+            positions=sum(batch.input_ids.numel() for batch in batches),
+            samples=sum(len(batch.ids) for batch in batches),
+            pictures=sum(len(batch.pixel_values) for batch in batches),
+            pairs=sum(length * (length + 1) // 2 for batch in batches for length in batch.lengths),
+            skipped=data.num_skipped,
+            stops=int(is_stopping),
+        )
+
+    def summed(self, engine: Engine) -> _Counts:
+        """Return the sums over ranks."""
+        totals = engine.sum(torch.tensor(self, dtype=torch.float64)).tolist()
+        return _Counts(*(int(total) for total in totals))
+
+
+def _to_row(sums: LossSums, sources: Sequence[str]) -> list[float]:
+    """Return sum and count of each source, one after the other."""
+    pairs = (sums.by_source.get(source, (0.0, 0)) for source in sources)
+    return [float(value) for pair in pairs for value in pair]
+
+
+def _from_row(row: Sequence[float], sources: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """Undo `_to_row`; sources without targets are left out."""
+    pairs = zip(sources, row[::2], row[1::2], strict=True)
+    return {source: (total, int(count)) for source, total, count in pairs if count}
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step of one rank; nothing random then depends on the past."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

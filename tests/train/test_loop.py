@@ -1,92 +1,181 @@
-"""The plain training loop: exact resumption, accumulation, schedule; and its optimizer."""
+"""The loop over one process: the loss is the token mean, however samples are spread; signals; bad numbers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from llava.train.loop import Loop, LoopConfig, make_optimizers
-from llava.train.muon import orthogonalise
+from llava.data.batch import Batch
+from llava.errors import TrainingError
+from llava.model.packed_attention import use_packed_attention
+from llava.train.config import OptimizerOptions
+from llava.train.forward import TrainingModel
+from llava.train.loop import Loop, LoopOptions
+from llava.train.metrics import StepRecord
+from llava.train.optimizer import make_optimizer
+from llava.train.parallel.single import SingleEngine
+from tests.train.models import IMAGE_SIZE, Sample, packed, padded, random_samples, tiny_model
 
-CONFIG = LoopConfig(num_steps=6, warmup_steps=2, log_every=100, checkpoint_every_s=1e9)
-
-
-class Regression:
-    """A task with `num_batches` micro-batches of unequal size per step, drawn from the step number."""
-
-    def __init__(self, model: nn.Module, *, num_batches: int = 2) -> None:
-        self.model, self.num_batches = model, num_batches
-
-    def batches(self, step: int) -> list[torch.Tensor]:
-        rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
-        return [rows] if self.num_batches == 1 else [rows[:2], rows[2:]]
-
-    def num_targets(self, batch: torch.Tensor) -> int:
-        return len(batch)
-
-    def loss(self, batch: torch.Tensor) -> torch.Tensor:
-        return (self.model(batch) - batch.flip(1)).pow(2).sum()
-
-
-def run(folder: Path, config: LoopConfig, *, num_batches: int = 2) -> Loop[torch.Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
-    optimizers = make_optimizers([(list(model.named_parameters()), 0.02)])
-    loop = Loop(model, optimizers, Regression(model, num_batches=num_batches), config, folder)
-    loop.train()
-    return loop
+OPTIONS = LoopOptions(
+    num_steps=4,
+    steps_per_epoch=2,
+    seed=1,
+    max_grad_norm=1.0,
+    loss_reduction="tokens",
+    save_steps=2,
+    eval_steps=0,
+    sources=("data",),
+)
 
 
-def test_a_resumed_run_ends_with_the_very_weights_of_an_unbroken_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unbroken = run(tmp_path / "a", CONFIG)
-    one_step = Loop._one_step
-
-    def stop_at_three(self: Loop[torch.Tensor]) -> float:
-        if self.step == 3:
-            self._checkpoint()
-            raise KeyboardInterrupt
-        return one_step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_one_step", stop_at_three)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "b", CONFIG)
-    resumed = run(tmp_path / "b", CONFIG)
-    assert resumed.step == unbroken.step == 6
-    for name, value in unbroken.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
+@dataclass
+class Step:
+    step: int
+    batches: Sequence[Batch]
+    wait_s: float = 0.0
+    num_skipped: int = 0
 
 
-def test_accumulation_over_unequal_batches_changes_nothing(tmp_path: Path) -> None:
-    whole, parts = run(tmp_path / "a", CONFIG, num_batches=1), run(tmp_path / "b", CONFIG)
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(parts.model.state_dict()[name], value, atol=2e-4, rtol=1e-3)
+def steps(num_micro: int, *, first: int = 0, pad: bool = False) -> Iterator[Step]:
+    """Yield four steps of eight samples each, spread over `num_micro` micro-batches."""
+    make = padded if pad else packed
+    for step in range(first, OPTIONS.num_steps):
+        samples = random_samples(8, seed=step)
+        yield Step(step, [make(samples[start::num_micro]) for start in range(num_micro)])
 
 
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    loop = run(tmp_path, replace(CONFIG, num_steps=300))
-    batch = torch.randn(50, 4, generator=torch.Generator().manual_seed(99))
-    untrained = run(tmp_path / "none", replace(CONFIG, num_steps=0))
-    assert loop.task.loss(batch) < 0.7 * untrained.task.loss(batch)
+class Run:
+    """A loop over a fresh tiny model that remembers what it was told."""
+
+    def __init__(self, folder: Path, *, optimizer: str = "adamw", options: LoopOptions = OPTIONS) -> None:
+        self.model = tiny_model()
+        use_packed_attention(self.model.model.language_model)
+        self.engine = SingleEngine(torch.device("cpu"))
+        named = OptimizerOptions(name=optimizer)  # type: ignore[arg-type]
+        self.engine.prepare(
+            TrainingModel(self.model, image_size=IMAGE_SIZE),
+            lambda module: make_optimizer(
+                [{"params": list(module.parameters()), "lr": 1e-2, "weight_decay": 0.0}], named, module
+            ),
+        )
+        self.records: list[StepRecord] = []
+        self.saved: list[int] = []
+        self.loop = Loop(
+            engine=self.engine,
+            options=options,
+            output_dir=folder,
+            learning_rates=lambda _: [1e-2] * len(self.engine.optimizer.param_groups),
+            on_step=self.records.append,
+            on_save=self.saved.append,
+        )
+
+    @property
+    def losses(self) -> list[float]:
+        return [record.loss for record in self.records]
 
 
-def test_the_learning_rate_warms_up_and_decays_to_its_final_share() -> None:
-    config = LoopConfig(num_steps=100, warmup_steps=10, final_share=0.1)
-    assert config.lr_share(0) == pytest.approx(0.1)
-    assert config.lr_share(10) == pytest.approx(1.0)
-    assert config.lr_share(100) == pytest.approx(0.1)
-    assert all(config.lr_share(step) >= config.lr_share(step + 1) for step in range(10, 100))
+def test_losses_and_weights_do_not_depend_on_the_number_of_micro_batches(tmp_path: Path) -> None:
+    runs = {}
+    for num_micro in (1, 2, 4, 8):
+        run = Run(tmp_path)
+        assert run.loop.run(steps(num_micro)) == "finished"
+        runs[num_micro] = run
+    for run in runs.values():
+        assert run.losses == pytest.approx(runs[1].losses, rel=1e-5)
+        assert [record.grad_norm for record in run.records] == pytest.approx(
+            [record.grad_norm for record in runs[1].records], rel=1e-5
+        )
+    assert runs[1].losses[0] != runs[1].losses[1]
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 48), (2, 48, 16), (1, 20, 20)])
-def test_muon_directions_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(matrices))
-    assert values.min() > 0.3
-    assert values.max() < 1.5
+def test_padded_and_packed_runs_are_the_same_run(tmp_path: Path) -> None:
+    pad, pack = Run(tmp_path), Run(tmp_path)
+    pad.loop.run(steps(2, pad=True))
+    pack.loop.run(steps(2))
+    assert pack.losses == pytest.approx(pad.losses, rel=1e-5)
+    assert all(record.num_padded == 0 for record in pack.records)
+    assert all(record.num_padded > 0 for record in pad.records)
+    assert [r.num_tokens for r in pack.records] == [r.num_tokens for r in pad.records]
+    assert [r.num_attention_pairs for r in pack.records] == [r.num_attention_pairs for r in pad.records]
+
+
+def test_the_original_reduction_is_the_mean_of_the_micro_batches_means(tmp_path: Path) -> None:
+    run = Run(tmp_path, options=replace(OPTIONS, loss_reduction="original"))
+    step = next(steps(4))
+    with torch.no_grad():
+        training = TrainingModel(run.model, image_size=IMAGE_SIZE)
+        means = [float(training(batch).total) / batch.num_targets for batch in step.batches]
+    run.loop.run([step])
+    assert run.losses[0] == pytest.approx(sum(means) / 4, rel=1e-6)
+
+
+def test_muon_learns_and_gives_tables_and_norms_to_adamw(tmp_path: Path) -> None:
+    run = Run(tmp_path, optimizer="muon")
+    batch = packed(random_samples(8))
+    run.loop.run([Step(step, [batch]) for step in range(4)])
+    assert run.losses[-1] < run.losses[0] - 0.3
+    groups = run.engine.optimizer.param_groups
+    matrices = {id(p) for group in groups if group["is_matrix"] for p in group["params"]}
+    assert id(run.model.model.language_model.layers[0].mlp.up_proj.weight) in matrices
+    assert id(run.model.lm_head.weight) not in matrices
+    assert id(run.model.get_input_embeddings().weight) not in matrices
+
+
+def test_loss_by_source_adds_up_to_the_loss(tmp_path: Path) -> None:
+    run = Run(tmp_path, options=replace(OPTIONS, sources=("a", "b")))
+    batch = packed(random_samples(6))
+    run.loop.run([Step(0, [replace(batch, sources=("a", "b", "a", "a", "b", "b"))])])
+    sums = run.records[0].loss_by_source
+    assert sum(count for _, count in sums.values()) == batch.num_targets
+    mean = sum(total for total, _ in sums.values()) / batch.num_targets
+    assert mean == pytest.approx(run.losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, number: int) -> None:
+    run = Run(tmp_path)
+
+    def interrupted() -> Iterator[Step]:
+        for step in steps(1):
+            if step.step == 0:
+                os.kill(os.getpid(), number)
+            yield step
+
+    before = signal.getsignal(number)
+    assert run.loop.run(interrupted()) == "stopped"
+    assert run.saved == [1]
+    assert signal.getsignal(number) is before
+
+
+def test_checkpoints_are_asked_for_when_due_and_at_the_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, options=replace(OPTIONS, save_steps=3))
+    run.loop.run(steps(1))
+    assert run.saved == [3, 4]
+
+
+def bad(sample: Sample) -> Batch:
+    batch = packed([sample])
+    return replace(batch, pixel_values=torch.full_like(batch.pixel_values, torch.nan), ids=("broken-7",))
+
+
+def test_a_loss_that_is_not_a_number_names_its_samples_and_changes_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(TrainingError, match="broken-7"):
+        run.loop.run([Step(0, [bad(random_samples(1)[0])])])
+    assert "broken-7" in json.loads((tmp_path / "bad_step.json").read_text())["ids"]
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
+def test_a_step_without_targets_counts_as_zero_loss_and_moves_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.loop.run([Step(0, [packed([])])])
+    assert run.losses == [0.0]
+    assert run.records[0].grad_norm == 0.0

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Stage 2 of the first LLaVA, 3 epochs: recipes/llava_finetune_full_schedule.yaml; options of the recipe may follow, as --run.output_dir DIR.
+exec sh "$(dirname "$0")/launch.sh" llava_finetune_full_schedule "$@"
