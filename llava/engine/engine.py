@@ -1,203 +1,208 @@
-"""The engine people talk to: questions and pictures in, text out, one at a time or many at once.
+"""An engine in this process: a frontend, a runner, and the scheduler between them.
 
-    submit -> prepare (prompt ids, pictures) -> prefill -> step, step, ... -> answer
+    submit -> prepare (prompt ids, pictures; the caller's thread) -> scheduler (the engine's thread) -> pieces
 
-Streaming is the primitive: `generate` and `ask` consume the same events that `stream` yields.
+`torch_engine` and the other engines over a runner only say which runner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import torch
-
-from llava.engine.batch import DecodingBatch, Prompt
-from llava.engine.features import FeatureCache
-from llava.engine.request import Answer, Request, SamplingParams
-from llava.engine.row import Row
-from llava.errors import ContextLengthError, ImageLimitError
-from llava.processing.images import ImageSource, load_image
-from llava.processing.processor import Processor, check_placeholders
-from llava.templates import Turn
+from llava.engine.frontend import Frontend
+from llava.engine.generation import Generation, OnPiece
+from llava.engine.loop import EngineLoop
+from llava.engine.pictures import DEFAULT_FEATURE_BYTES, FeatureCache
+from llava.engine.protocol import DEFAULT_CONCURRENCY, Engine, OnAnswer, Statistics
+from llava.engine.request import Answer, Request
+from llava.engine.runner import BeamSearch, Runner
+from llava.engine.scheduler import Scheduler, SchedulerOptions
+from llava.errors import UsageError
+from llava.processing.pixels import ImageProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llava.model.builder import LoadedModel
-    from llava.model.modeling import LlavaForCausalLM
+    from llava.processing.image_rules import ImageRules
+    from llava.processing.processor import Processor
     from llava.templates import ChatTemplate
 
-MAX_IMAGES_PER_REQUEST = 16
-DEFAULT_BATCH_SIZE = 8
+Events = SimpleQueue[tuple[Generation, str | None]]
 
 
-class ChatEngine:
-    """A loaded model that answers requests with torch, on any device."""
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of an engine."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
-        self.processor = Processor(
-            tokenizer=loaded.tokenizer,
-            image_processor=loaded.image_processor,
-            template=loaded.template,
-            num_image_tokens=loaded.num_image_tokens,
-            im_start_end=loaded.im_start_end,
-        )
-        self._features = FeatureCache(self._encode_images)
-        self._eos_ids = _eos_ids(loaded)
+    scheduling: SchedulerOptions = field(default_factory=SchedulerOptions)
+    feature_bytes: int = DEFAULT_FEATURE_BYTES
+    """Picture features that are remembered; 0 remembers none."""
+    cache_bytes: int | None = None
+    """Keys and values of running and finished answers together; None takes a share of what is free."""
+
+
+class ChatEngine(Engine):
+    """A runner that answers requests."""
+
+    def __init__(self, frontend: Frontend, runner: Runner, options: EngineOptions | None = None) -> None:
+        """Take the runner over: from now on only the engine's thread uses it."""
+        self.options = options or EngineOptions()
+        self.frontend = frontend
+        self._runner = runner
+        self._features = FeatureCache(runner.encode_images, max_bytes=self.options.feature_bytes)
+        scheduling = self.options.scheduling
+        scheduler = Scheduler(runner, self._features, scheduling)
+        self._loop = EngineLoop(scheduler, max_waiting=scheduling.max_waiting)
+        # An interpreter that ends under a computing thread aborts; so the thread ends first.
+        weakref.finalize(self, self._loop.close)
 
     @property
-    def model(self) -> LlavaForCausalLM:
-        """The transformers model."""
-        return self.loaded.model
+    def name(self) -> str:
+        """What the model runs on."""
+        return self._runner.name
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one new token of one answer reads: language model and head."""
+        return self._runner.weight_bytes
+
+    @property
+    def processor(self) -> Processor:
+        """Prompt and pictures -> the tensors of a model call."""
+        return self.frontend.processor
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with the original's ids."""
-        return self.loaded.tokenizer
+        return self.processor.tokenizer
 
     @property
     def template(self) -> ChatTemplate:
         """The prompt template in use."""
-        return self.loaded.template
+        return self.processor.template
 
-    def ask(
-        self, question: str | Sequence[Turn], images: Sequence[ImageSource] = (), **sampling: object
-    ) -> str:
-        """Answer one question about `images`; `sampling` are the fields of SamplingParams."""
-        request = _request(question, images, SamplingParams(**sampling))  # type: ignore[arg-type]
-        return self.generate([request])[0].text
+    def use_picture_rules(self, rules: ImageRules) -> None:
+        """Prepare pictures by other rules from now on."""
+        processor = replace(self.processor, image_processor=ImageProcessor(rules))
+        self.frontend = replace(self.frontend, processor=processor)
 
-    def stream(
-        self, question: str | Sequence[Turn], images: Sequence[ImageSource] = (), **sampling: object
-    ) -> AnswerStream:
-        """Answer one question piece by piece; the finished Answer is the stream's `.answer` afterwards."""
-        request = _request(question, images, SamplingParams(**sampling))  # type: ignore[arg-type]
-        return self.submit(request)
-
-    def submit(self, request: Request) -> AnswerStream:
-        """Check and prepare a request now (errors are raised here); decode as the stream is read."""
-        start = perf_counter()
-        return AnswerStream(self, self._prepare(request, start))
+    def submit(self, request: Request) -> LocalStream:
+        """Check and prepare a request (errors are raised here), and let the engine work on it."""
+        events: Events = SimpleQueue()
+        return LocalStream(self._begin(request, lambda *event: events.put(event)), events, self._loop)
 
     def generate(
         self,
         requests: Sequence[Request],
         *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        on_answer: Callable[[int, Answer], None] | None = None,
+        batch_size: int = DEFAULT_CONCURRENCY,
+        on_answer: OnAnswer | None = None,
     ) -> list[Answer]:
-        """Answer many requests, `batch_size` rows at a time, and return the answers in order.
+        """Answer many requests, at most `batch_size` at a time, and return the answers in order.
 
-        `on_answer(index, answer)` is called as each answer is finished. Raises before anything of a batch is
-        decoded when one of its requests is impossible.
+        An impossible request raises when its turn comes; the others of its time are given up.
         """
+        events: Events = SimpleQueue()
+        indices: dict[Generation, int] = {}
         answers: dict[int, Answer] = {}
-        for begin in range(0, len(requests), batch_size):
-            start = perf_counter()
-            rows = [self._prepare(request, start) for request in requests[begin : begin + batch_size]]
-            for row, _ in self.decode(rows):
-                if row.is_finished:
-                    index = begin + rows.index(row)
-                    answers[index] = row.answer()
-                    if on_answer is not None:
-                        on_answer(index, answers[index])
+        waiting = iter(enumerate(requests))
+        try:
+            while len(answers) < len(requests):
+                while len(indices) < batch_size and (following := next(waiting, None)) is not None:
+                    index, request = following
+                    indices[self._begin(request, lambda *event: events.put(event))] = index
+                generation, piece = events.get()
+                if piece is not None:
+                    continue
+                index = indices.pop(generation)
+                answers[index] = _answer(generation)
+                if on_answer is not None:
+                    on_answer(index, answers[index])
+        finally:
+            self._give_up(indices)
         return [answers[index] for index in range(len(requests))]
 
-    def decode(self, rows: Sequence[Row]) -> Generator[tuple[Row, str], None, None]:
-        """Decode rows together until all are finished; yields (row, new text) for each row at each step."""
-        batch = DecodingBatch(self.model, self.loaded.device)
-        active = list(rows)
-        logits = batch.prefill([row.prompt for row in active])
-        while True:
-            for row, token in zip(active, _choose(active, logits), strict=True):
-                yield row, row.accept(token)
-            remaining = [index for index, row in enumerate(active) if not row.is_finished]
-            if not remaining:
-                return
-            if len(remaining) < len(active):
-                batch.keep(remaining)
-                active = [active[index] for index in remaining]
-            logits = batch.step([row.token_ids[-1] for row in active])
+    def statistics(self) -> Statistics:
+        """Return what was done so far."""
+        return self._loop.statistics()
 
-    def _prepare(self, request: Request, start: float) -> Row:
-        if len(request.images) > MAX_IMAGES_PER_REQUEST:
-            raise ImageLimitError(
-                f"{len(request.images)} pictures in one request",
-                remedy=f"Give at most {MAX_IMAGES_PER_REQUEST}.",
+    def close(self) -> None:
+        """End what runs; later requests are refused."""
+        self._loop.close()
+
+    def _begin(self, request: Request, on_piece: OnPiece) -> Generation:
+        start = perf_counter()
+        if request.sampling.num_beams > 1 and not isinstance(self._runner, BeamSearch):
+            raise UsageError(
+                f"beam search was asked of {self.name}, which has none",
+                remedy="Leave num_beams at 1, or use the torch engine.",
             )
-        ids = self.processor.encode(request.prompt if request.prompt is not None else request.turns)
-        check_placeholders(ids, len(request.images))
-        input_ids = torch.tensor(self.processor.expand(ids))
-        room = self.loaded.context_length - len(input_ids)
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(input_ids)} tokens, the model's context {self.loaded.context_length}",
-                remedy="Shorten the conversation, or use fewer pictures.",
-            )
-        features = self._image_features(request.images) if request.images else None
-        return Row(
-            prompt=Prompt(input_ids, features),
-            sampling=request.sampling,
+        prompt = self.frontend.prepare(request)
+        for picture in prompt.pictures:
+            if picture not in self._features:
+                # Resizing is for the caller's thread; the engine's has the model to run.
+                _ = picture.pixel_values
+        generation = Generation(
+            prompt,
+            request.sampling,
             tokenizer=self.tokenizer,
             stop=(*self.template.stop_strings, *request.sampling.stop),
-            eos_ids=self._eos_ids,
-            max_new_tokens=min(request.sampling.max_new_tokens, room),
+            eos_ids=self.frontend.eos_ids,
+            max_new_tokens=min(request.sampling.max_new_tokens, self.frontend.context_length - len(prompt)),
             start=start,
+            on_piece=on_piece,
         )
+        self._loop.add(generation)
+        return generation
 
-    def _image_features(self, images: Sequence[ImageSource]) -> torch.Tensor:
-        features = self._features.encode(self.processor.pixels([load_image(image) for image in images]))
-        return features.flatten(0, 1)  # [n * N, C]
-
-    def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model.encode_images(pixel_values.to(self.loaded.device))
+    def _give_up(self, generations: dict[Generation, int]) -> None:
+        for generation in generations:
+            generation.is_cancelled = True
+        self._loop.wake()
 
 
-class AnswerStream:
-    """The pieces of one answer. Stop reading, or call `cancel`, to end it early."""
+class LocalStream:
+    """The pieces of one answer of an engine in this process."""
 
-    def __init__(self, engine: ChatEngine, row: Row) -> None:
-        self._row = row
-        self._events = engine.decode([row])
+    def __init__(self, generation: Generation, events: Events, loop: EngineLoop) -> None:
+        """`events` has what the generation gives."""
+        self._generation = generation
+        self._events = events
+        self._loop = loop
+        self._is_read = False
 
     def __iter__(self) -> Iterator[str]:
-        for _, piece in self._events:
-            if piece:
-                yield piece
+        """Yield pieces of text as they come."""
+        while not self._is_read:
+            _, piece = self._events.get()
+            if piece is None:
+                self._is_read = True
+                break
+            yield piece
+        if self._generation.error is not None:
+            raise self._generation.error
 
     def cancel(self) -> None:
-        """End the answer here; `.answer` then has what was decoded so far."""
-        self._events.close()
-        self._row.cancel()
+        """End the answer here."""
+        self._generation.is_cancelled = True
+        self._loop.wake()
 
     @property
     def answer(self) -> Answer:
         """The answer: complete once the stream is exhausted, else cancelled at this point."""
-        if not self._row.is_finished:
+        if not self._is_read:
             self.cancel()
-        return self._row.answer()
+            for _ in self:
+                pass
+        return _answer(self._generation)
 
 
-def _request(
-    question: str | Sequence[Turn], images: Sequence[ImageSource], sampling: SamplingParams
-) -> Request:
-    if isinstance(question, str):
-        return Request.of_question(question, images, sampling)
-    return Request(turns=question, images=images, sampling=sampling)
-
-
-def _choose(rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
-    """Return the next id of every row; one arg-max for the whole batch when all are greedy."""
-    if all(row.sampler.is_plain_argmax for row in rows):
-        return logits.argmax(-1).tolist()
-    return [row.sampler.choose(row_logits) for row, row_logits in zip(rows, logits, strict=True)]
-
-
-def _eos_ids(loaded: LoadedModel) -> frozenset[int]:
-    """Collect the ids that end an answer: the generation config's (one or several) and the tokenizer's."""
-    configured = loaded.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*ids, loaded.tokenizer.eos_token_id) if token is not None)
+def _answer(generation: Generation) -> Answer:
+    if generation.error is not None:
+        raise generation.error
+    return generation.answer()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llava.errors import ConfigError, UsageError
 from llava.templates import PICTURE, Picture, Turn
@@ -17,6 +17,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 MAX_NEW_TOKENS_LIMIT = 1 << 20
 MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+MAX_BEAMS = 16
+MAX_CHOICES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,10 @@ class SamplingParams:
     """Strings that end the answer, besides the template's own and the end-of-sequence token."""
     seed: int | None = None
     """Makes sampling repeatable; None draws a fresh seed."""
+    num_beams: int = 1
+    """Above 1: beam search over so many beams, greedy, delivered in one piece."""
+    logprobs: int | None = None
+    """Report each token's log-probability, and those of so many of the likeliest; None reports none."""
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 100)
@@ -44,8 +51,16 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, 1 << 30)
         _check("repetition_penalty", self.repetition_penalty, 0, 10, open_low=True)
         _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS_LIMIT)
+        _check("num_beams", self.num_beams, 1, MAX_BEAMS)
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 63) - 1)
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.num_beams > 1 and (not self.is_greedy or self.logprobs is not None):
+            raise ConfigError(
+                f"num_beams is {self.num_beams} with sampling or log-probabilities",
+                remedy="Beam search is greedy: leave temperature at 0 and logprobs unset.",
+            )
         stop: object = self.stop  # a lone string is a tuple of strings to Python, and a mistake to us
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop is {self.stop!r}", remedy="Give a tuple of non-empty strings.")
@@ -58,6 +73,10 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken at every step."""
         return self.temperature == 0
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields by name, as JSON values."""
+        return {**asdict(self), "stop": list(self.stop)}
 
 
 def _check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
@@ -101,13 +120,34 @@ class Timing:
     """Where the time of one answer went, in seconds of wall clock."""
 
     first_token_s: float
-    """From submission to the first token: pictures, prompt and one step."""
+    """From submission to the first token: waiting, pictures, prompt and one step."""
     total_s: float
+    queued_s: float = 0.0
+    """Of `first_token_s`: from submission until the engine took the request up."""
+    image_s: float = 0.0
+    """Of `first_token_s`: the vision tower; 0 when the features were remembered."""
 
     def tokens_per_second(self, num_new_tokens: int) -> float:
         """Return the decoding rate after the first token; 0 when there was only one."""
         decode_s = self.total_s - self.first_token_s
         return (num_new_tokens - 1) / decode_s if num_new_tokens > 1 and decode_s > 0 else 0.0
+
+
+class Choice(NamedTuple):
+    """A token that could have come next, and the natural logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer: how likely it was before temperature and filters, and what else was likely."""
+
+    chosen: Choice
+    top: tuple[Choice, ...]
+    """The likeliest tokens, best first; as many as were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +160,9 @@ class Answer:
     """Length of the prompt with every picture expanded to its features."""
     num_new_tokens: int
     timing: Timing
+    num_cached_tokens: int = 0
+    """Positions of the prompt whose keys and values were remembered from earlier."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each new token, where they were asked for."""
+    token_ids: tuple[int, ...] = ()
+    """The new ids, an end-of-sequence id included; empty for engines that give text only."""

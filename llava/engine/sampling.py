@@ -25,8 +25,9 @@ class TokenSampler:
 
     @property
     def is_plain_argmax(self) -> bool:
-        """Whether the choice is the arg-max of the raw logits, which a whole batch can do at once."""
-        return self._params.is_greedy and self._params.repetition_penalty == 1
+        """Whether all that is wanted is the arg-max of the raw logits, which a whole batch can do at once."""
+        params = self._params
+        return params.is_greedy and params.repetition_penalty == 1 and params.logprobs is None
 
     def choose(self, logits: torch.Tensor) -> int:
         """Return the next id for `logits`: float[V]."""
@@ -51,12 +52,14 @@ class TokenSampler:
 
 def filtered_probabilities(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Return float32[V] probabilities after temperature, top-k and top-p, applied in that order."""
-    scores = scores / params.temperature
+    # From the maximum on: nothing overflows, however small the temperature, and the likeliest stays at 0.
+    scores = (scores.double() - scores.max()) / params.temperature
     if 0 < params.top_k < scores.numel():
         kth_best = scores.topk(params.top_k).values[-1]
         scores = scores.masked_fill(scores < kth_best, -torch.inf)
     if params.top_p < 1:
         descending, order = scores.sort(descending=True)
         mass_before = descending.softmax(-1).cumsum(-1) - descending.softmax(-1)
+        # The likeliest token has no mass before it, so at least one is left.
         scores = scores.index_fill(0, order[mass_before >= params.top_p], -torch.inf)
-    return scores.softmax(-1)
+    return scores.softmax(-1).float()

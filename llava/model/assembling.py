@@ -72,13 +72,16 @@ def assemble(checkpoint: Checkpoint, *, base: str | None, image_size: int | None
     _refuse(checkpoint, base)
     notices: list[str] = []
     original = _hf_original(checkpoint.config) if checkpoint.kind == "hf" else checkpoint.config
-    language, folders, tokenizer = _language_source(checkpoint, base, notices)
+    under = _under(checkpoint, base, notices)
+    language, folders, tokenizer = _language_source(checkpoint, under)
     if checkpoint.kind == "lora" and "mm_vision_tower" not in original:
         raise CheckpointError(
             f"{checkpoint.path} is an adapter without the config.json of a vision-language model",
             remedy="Copy config.json of the training run beside adapter_config.json.",
         )
-    tower, tower_source, beside = find_tower(checkpoint, original, notices)
+    # A projector or adapter over a whole checkpoint: the tower is the one inside that.
+    home = under if under is not None and under.has_tower else checkpoint
+    tower, tower_source, beside = find_tower(home, original, notices)
     source: TensorSource = language if tower_source is None else Layered(language, tower_source)
     if beside is not None:
         folders.append(beside)
@@ -93,6 +96,32 @@ def assemble(checkpoint: Checkpoint, *, base: str | None, image_size: int | None
         tokenizer_folder=tokenizer,
         vocab_size=_vocab_size(source, original, checkpoint),
         files=folders,
+        notices=notices,
+    )
+
+
+def assemble_new(checkpoint: Checkpoint, original: Mapping[str, Any], *, image_size: int | None) -> Parts:
+    """Join a language model alone (kind `llm`) and the tower that `original["mm_vision_tower"]` names.
+
+    original: its config.json with the `mm_*` keys of the model to be trained. The source has no projector.
+    image_size: pixels; None: the tower's own rule. Raises CheckpointError, ConfigError.
+    """
+    notices: list[str] = []
+    tower, tower_source, beside = find_tower(checkpoint, original, notices)
+    assert tower_source is not None, "a language model has no tower inside"
+    assert beside is not None, "its tower has a folder"
+    source = Layered(checkpoint.weights, tower_source)
+    rules, reason = _rules(checkpoint, original, tower, source, beside, image_size)
+    return Parts(
+        checkpoint=checkpoint,
+        tower=tower,
+        source=source,
+        original=original,
+        rules=rules,
+        rules_reason=reason,
+        tokenizer_folder=checkpoint.path,
+        vocab_size=_vocab_size(source, original, checkpoint),
+        files=[checkpoint.path, beside],
         notices=notices,
     )
 
@@ -114,7 +143,7 @@ def _refuse(checkpoint: Checkpoint, base: str | None) -> None:
         raise CheckpointError(
             f"{path} is a vision tower alone", remedy="Give the folder of a vision-language checkpoint."
         )
-    if checkpoint.kind == "projector" and base is None:
+    if checkpoint.kind == "projector" and base is None and _recorded_base(checkpoint) is None:
         raise CheckpointError(
             f"{path} holds a projector only",
             remedy="Give the language model it was trained on (--model-base, or base= in Python).",
@@ -125,32 +154,55 @@ def _refuse(checkpoint: Checkpoint, base: str | None) -> None:
         )
 
 
+def _recorded_base(checkpoint: Checkpoint) -> Path | None:
+    """Return the folder that llava.json calls the base, where it is there."""
+    stated = None if checkpoint.manifest is None else checkpoint.manifest.base
+    if not stated:
+        return None
+    beside = checkpoint.path.resolve().parent
+    return next((path for path in (Path(stated), beside / Path(stated).name) if path.is_dir()), None)
+
+
+def _under(checkpoint: Checkpoint, base: str | None, notices: list[str]) -> Checkpoint | None:
+    """Return what a projector or adapter lies over: what is given, else what it names itself."""
+    if checkpoint.kind == "projector":
+        recorded = _recorded_base(checkpoint) if base is None else None
+        if recorded is not None:
+            notices.append(f"The projector's base is {recorded}, as llava.json says.")
+        found = base or recorded
+        assert found is not None, "refused before"
+        return _base_checkpoint(found)
+    if checkpoint.kind == "lora":
+        from llava.model.adapters import base_folder
+
+        adapter = read_object(checkpoint.path / "adapter_config.json")
+        under = _base_checkpoint(base_folder(checkpoint.path, adapter, base))
+        if base is None:
+            notices.append(f"The adapter's base is {under.path}, as adapter_config.json says.")
+        return under
+    return None
+
+
 def _language_source(
-    checkpoint: Checkpoint, base: str | None, notices: list[str]
+    checkpoint: Checkpoint, under: Checkpoint | None
 ) -> tuple[TensorSource, list[Path], Path]:
     """Return (weights without a tower beside, folders they come from, folder of the tokenizer)."""
     path = checkpoint.path
+    if under is None:
+        return checkpoint.weights, [path], path
     if checkpoint.kind == "projector":
-        assert base is not None, "refused before"
-        under = _base_checkpoint(base)
         files = WeightFiles.open_files(checkpoint.projector_files[:1])
         projector = Renamed(files, from_projector_file)
         return Layered(projector, under.weights), [path, under.path], _tokenizer_folder(path, under.path)
-    if checkpoint.kind == "lora":
-        from llava.model.adapters import base_folder, merged_source
+    from llava.model.adapters import merged_source
 
-        adapter = read_object(path / "adapter_config.json")
-        under = _base_checkpoint(base_folder(path, adapter, base))
-        if base is None:
-            notices.append(f"The adapter's base is {under.path}, as adapter_config.json says.")
-        merged = merged_source(path, adapter, under.weights)
-        return merged, [path, under.path], _tokenizer_folder(path, under.path)
-    return checkpoint.weights, [path], path
+    merged = merged_source(path, read_object(path / "adapter_config.json"), under.weights)
+    return merged, [path, under.path], _tokenizer_folder(path, under.path)
 
 
 def _base_checkpoint(base: str | Path) -> Checkpoint:
     under = recognise(base)
-    if under.kind not in ("llm", "full", "own"):
+    if under.kind not in ("llm", "full", "own", "hf"):
         raise CheckpointError(
             f"The base {base} is of kind {under.kind!r}, not a language model",
             remedy="Give the folder of the language model, such as vicuna-7b-v1.5.",

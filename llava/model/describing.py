@@ -55,7 +55,7 @@ def _assembled(parts: Parts) -> dict[str, object]:
     config = parts.config()
     template, reason = choose_template(parts, None)
     tower, text = parts.tower, config.text_config
-    counts = _count(parts.source, tower.layer_of(config.mm_vision_select_layer))
+    counts = count_parameters(parts)
     return {
         "language_model": {
             "type": text.model_type,
@@ -74,7 +74,7 @@ def _assembled(parts: Parts) -> dict[str, object]:
         "images": _images(parts, config),
         "template": {"name": template.name, "why": reason},
         "parameters": counts | {"total": sum(counts.values())},
-        "dtype": _dtypes(parts.source),
+        "dtype": stored_dtypes(parts.source),
         "weights_from": [str(folder) for folder in parts.files],
         "notices": parts.notices,
     }
@@ -95,9 +95,10 @@ def _stated(config: Any) -> dict[str, object]:
     return {name: config[name] for name in names if name in config}
 
 
-def _count(source: TensorSource, num_tower_layers: int) -> dict[str, int]:
-    """Return the number of used parameters of each part."""
+def count_parameters(parts: Parts) -> dict[str, int]:
+    """Return the number of used parameters of each part: language_model, vision_tower, projector."""
     counts = {"language_model": 0, "vision_tower": 0, "projector": 0}
+    source, num_tower_layers = parts.source, parts.tower.layer_of(parts.config().mm_vision_select_layer)
     for key in source.keys():
         if unused_reason(key, num_tower_layers=num_tower_layers) is None:
             is_projector = ".mm_projector." in key
@@ -106,7 +107,8 @@ def _count(source: TensorSource, num_tower_layers: int) -> dict[str, int]:
     return counts
 
 
-def _dtypes(source: TensorSource) -> list[str]:
+def stored_dtypes(source: TensorSource) -> list[str]:
+    """Return the dtypes of the stored tensors, as "float16", sorted."""
     names = {str(source.dtype(key)).removeprefix("torch.") for key in source.keys()}
     return sorted(names)
 

@@ -7,7 +7,7 @@ gigabytes are read, and then read in file order. Peak memory is the model and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,8 @@ from llava.model.mapping import PROJECTOR, TOWER, Target, targets, unused_reason
 from llava.model.sources import TensorSource
 from llava.model.towers import Family, resize_positions
 
-_POSITIONS = (f"{TOWER}embeddings.position_embeddings", f"{TOWER}embeddings.position_embedding.weight")
+POSITION_TABLES = (f"{TOWER}embeddings.position_embeddings", f"{TOWER}embeddings.position_embedding.weight")
+"""The tower's position table, of either family."""
 _VOCABULARY = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 _MAX_LISTED = 8
 
@@ -64,23 +65,43 @@ def make_plan(model: nn.Module, source: TensorSource, *, family: Family, num_tow
     return plan
 
 
-def fill(plan: Plan, source: TensorSource, *, dtype: torch.dtype, store: Store) -> None:
-    """Read every tensor of the plan, cast it to `dtype`, cut or resample it, and store it."""
+def fill(
+    plan: Plan, source: TensorSource, *, dtype: torch.dtype | Callable[[str], torch.dtype], store: Store
+) -> None:
+    """Read every tensor of the plan, cast it, cut or resample it, and store it.
+
+    dtype: of all parameters, or of the parameter of a name (what is trained is kept in float32).
+    """
+    for name, tensor in read_parameters(plan, source, dtype=dtype):
+        store(name, tensor)
+
+
+def read_parameters(
+    plan: Plan, source: TensorSource, *, dtype: torch.dtype | Callable[[str], torch.dtype]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (parameter, its value on the CPU) tensor by tensor, in the order of `parameter_names`."""
+    dtype_of = dtype if callable(dtype) else lambda _: dtype
     for key, found in plan.steps:
         tensor = source.read(key)
         for target in found:
             shape = plan.shapes[target.name]
             part = tensor if target.num_parts == 1 else tensor.chunk(target.num_parts)[target.part]
-            if target.name in _POSITIONS:
+            if target.name in POSITION_TABLES:
                 part = resize_positions(part, shape[-2])
             elif target.name.endswith(_VOCABULARY):
                 part = add_rows(part, shape[0])
-            store(target.name, part.to(dtype, copy=True).reshape(shape))
+            yield target.name, part.to(dtype_of(target.name), copy=True).reshape(shape)
         del tensor
     for name, shape in plan.shapes.items():
         if name not in plan.filled:
             # Allowed to be missing: the LayerNorm over CLIP's pooled output, as it is before training.
-            store(name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=dtype))
+            yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=dtype_of(name))
+
+
+def parameter_names(plan: Plan) -> list[str]:
+    """Return the parameters in the order in which `read_parameters` yields them."""
+    filled = [target.name for _, targets in plan.steps for target in targets]
+    return [*filled, *(name for name in plan.shapes if name not in plan.filled)]
 
 
 def add_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
@@ -108,7 +129,7 @@ def _match(
     for target in found:
         wanted = shapes[target.name]
         expected = (wanted[0] * target.num_parts, *wanted[1:])
-        if target.name in _POSITIONS:
+        if target.name in POSITION_TABLES:
             is_right = shape[-1] == wanted[-1]
         elif target.name.endswith(_VOCABULARY):
             is_right = shape[1:] == wanted[1:] and shape[0] <= wanted[0]

@@ -45,15 +45,19 @@ def generate(
     pixel_values: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     image_sizes: object = _UNSET,
+    modalities: Sequence[str] = (),
     stopping_criteria: Sequence[Callable[..., Any]] | None = None,
     repetition_penalty: float = 1.0,
     **kwargs: Any,
 ) -> Any:
     """Continue `inputs: int64[B, L]` and return int64[B, L' ], or a ModelOutput where that is asked for.
 
-    Padding is masked by `attention_mask: [B, L]` on either side. Raises UsageError without ids,
-    PlaceholderError when placeholders and pictures do not match.
+    Padding is masked by `attention_mask: [B, L]` on either side. `modalities` is what later versions of LLaVA
+    are told of each picture. Raises UsageError without ids or for a video, PlaceholderError when placeholders
+    and pictures do not match.
     """
+    if "video" in modalities:
+        raise UsageError("this model takes no video", remedy="Give single frames as pictures.")
     ids = input_ids if input_ids is not None else inputs
     if ids is None:
         if kwargs.get("inputs_embeds") is None:

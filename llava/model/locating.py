@@ -29,19 +29,19 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
 def tower_folder(tower: str, checkpoint: Path) -> Path:
     """Return the folder of `mm_vision_tower`.
 
-    A relative path is looked for from the working directory, then beside the checkpoint (in it and in the
-    folders above it, also by its last part alone), then on the hub when it looks like a hub id.
+    A path is looked for as it stands (a relative one from the working directory), then beside the checkpoint
+    (in it and in the folders above it, also by its last part alone: a folder that was moved with its tower),
+    then on the hub when it looks like a hub id.
     Raises CheckpointError naming the places looked at.
     """
     given = Path(tower).expanduser()
     if given.is_dir():
         return given
     above = [checkpoint.resolve(), *checkpoint.resolve().parents][:4]
-    if not given.is_absolute():
-        candidates = [folder / part for folder in above for part in (given, Path(given.name))]
-        for candidate in candidates:
-            if (candidate / "config.json").is_file():
-                return candidate
+    named = (Path(given.name),) if given.is_absolute() else (given, Path(given.name))
+    for candidate in (folder / part for folder in above for part in named):
+        if (candidate / "config.json").is_file():
+            return candidate
     if _looks_like_hub_id(tower):
         return _snapshot(tower)
     raise CheckpointError(

@@ -144,19 +144,22 @@ def original_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (original name, tensor) for the model's named parameters, q, k and v fused again.
 
-    Contract: the q, k and v projections of a layer follow each other, as `named_parameters` gives them.
+    Contract: q, k and v of a layer come in this order, as `named_parameters` gives them; all three or none.
     """
-    fused: list[torch.Tensor] = []
+    waiting: dict[tuple[str, str], list[torch.Tensor]] = {}
     for name, tensor in parameters:
         part = _QKV_PART.fullmatch(name[len(TOWER) :]) if name.startswith(TOWER) else None
         if part is None or family == "clip":
             yield _original_name(name, family, text_type), tensor
             continue
-        fused.append(tensor)
-        if len(fused) == 3:
-            yield f"{TOWER_PREFIX}encoder.layers.{part[1]}.attn.qkv.{part[3]}", torch.cat(fused)
-            fused = []
-    assert not fused, "q, k and v did not follow each other"
+        layer, leaf = part[1], part[3]
+        found = waiting.setdefault((layer, leaf), [])
+        assert part[2] == "qkv"[len(found)], "q, k and v did not follow each other"
+        found.append(tensor)
+        if len(found) == 3:
+            yield f"{TOWER_PREFIX}encoder.layers.{layer}.attn.qkv.{leaf}", torch.cat(found)
+            del waiting[layer, leaf]
+    assert not waiting, "a layer has not all of q, k and v"
 
 
 def _original_name(name: str, family: Family, text_type: str) -> str:

@@ -12,6 +12,7 @@ B rows, L tokens, N features per picture, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from llava.processing.pixels import ImageProcessor
 
 Images = torch.Tensor | Sequence[torch.Tensor]
+CACHE_ARGUMENT = (
+    "cache" if "cache" in inspect.signature(NativeLlava.forward).parameters else "past_key_values"
+)
+"""What `forward` calls the keys and values of earlier tokens: transformers 5.24 renamed it."""
 
 
 def clamp_ids(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -120,7 +125,6 @@ class LlavaForCausalLM(NativeLlava):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         images: Images | None = None,
@@ -144,7 +148,6 @@ class LlavaForCausalLM(NativeLlava):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             **kwargs,

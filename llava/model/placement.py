@@ -81,7 +81,9 @@ def dispatch(model: nn.Module, device_map: Mapping[str, Device]) -> None:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     # accelerate finds no device to compute on by itself when all is on disk.
     computing: dict[str, Any] = {"main_device": "cpu", "force_hooks": True} if devices == {"disk"} else {}
-    dispatch_model(model, dict(device_map), offload_dir=folder, skip_keys="past_key_values", **computing)
+    dispatch_model(
+        model, dict(device_map), offload_dir=folder, skip_keys=["cache", "past_key_values"], **computing
+    )
 
 
 def _allocated(model: nn.Module, free: dict[Device, int], dtypes: dict[str, Any]) -> dict[str, Device]:

@@ -27,11 +27,18 @@ _PACKED_ROWS = 32
 _PACKED_COLUMNS = 64
 
 
-def prepare(model: nn.Module, bits: Literal[4, 8], *, compute_dtype: torch.dtype) -> None:
+def prepare(
+    model: nn.Module,
+    bits: Literal[4, 8],
+    *,
+    compute_dtype: torch.dtype,
+    quant_type: Literal["nf4", "fp4"] = "nf4",
+    double_quant: bool = True,
+) -> None:
     """Replace the linear layers of the language model by empty quantised ones on the meta device.
 
-    compute_dtype: in which dtype 4-bit layers multiply. Raises DependencyError without bitsandbytes,
-    ConfigError for other bits.
+    compute_dtype: in which dtype 4-bit layers multiply. quant_type, double_quant: of 4-bit layers. Raises
+    DependencyError without bitsandbytes, ConfigError for other bits.
     """
     if bits not in (4, 8):
         raise ConfigError.of_field("bits", bits, ("4", "8"))
@@ -39,7 +46,7 @@ def prepare(model: nn.Module, bits: Literal[4, 8], *, compute_dtype: torch.dtype
     for name in quantised_names(model):
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
-        quantised = _linear4(plain, compute_dtype) if bits == 4 else _linear8(plain)
+        quantised = _linear4(plain, compute_dtype, quant_type, double_quant) if bits == 4 else _linear8(plain)
         model.set_submodule(name, quantised.requires_grad_(False).train(plain.training))
     # peft and the Trainer look for these to know what they must not touch.
     vars(model).update(is_loaded_in_4bit=bits == 4, is_loaded_in_8bit=bits == 8)
@@ -85,15 +92,15 @@ def store(model: nn.Module, name: str, tensor: torch.Tensor, device: torch.devic
     return True
 
 
-def _linear4(plain: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+def _linear4(plain: nn.Linear, compute_dtype: torch.dtype, quant_type: str, double_quant: bool) -> nn.Module:
     with torch.device("meta"):
         layer: nn.Module = _bitsandbytes().nn.Linear4bit(
             plain.in_features,
             plain.out_features,
             bias=plain.bias is not None,
             compute_dtype=compute_dtype,
-            compress_statistics=True,
-            quant_type="nf4",
+            compress_statistics=double_quant,
+            quant_type=quant_type,
         )
     can_be_packed = plain.out_features % _PACKED_ROWS == 0 and plain.in_features % _PACKED_COLUMNS == 0
     if compute_dtype is not torch.bfloat16 or not can_be_packed:

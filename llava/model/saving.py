@@ -61,6 +61,42 @@ def save_checkpoint(
     checkpoint that is already at `folder` is replaced, anything else there is not: CheckpointError.
     """
     folder = Path(folder)
+    with _replacing(folder) as temporary:
+        write_checkpoint(
+            temporary,
+            model=model,
+            tokenizer=tokenizer,
+            rules=rules,
+            template=template,
+            dtype=dtype,
+            base=base,
+            recipe=recipe,
+            parent=parent,
+            state=state,
+            max_shard_bytes=max_shard_bytes,
+        )
+    return folder
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    model: LlavaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast | None,
+    rules: ImageRules,
+    template: str | ChatTemplate | None,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write the files of `save_checkpoint` into `folder`, where other files may lie (a training run's).
+
+    Each file appears whole, config.json last: until then the folder is no checkpoint.
+    """
+    (folder / "config.json").unlink(missing_ok=True)
     stored_dtype = dtype or next(model.parameters()).dtype
     named = template if isinstance(template, ChatTemplate) or template is None else get_template(template)
     manifest = Manifest(
@@ -71,21 +107,19 @@ def save_checkpoint(
         recipe=recipe,
         parent=parent,
     )
-    with _replacing(folder) as temporary:
-        write_weights(
-            temporary,
-            checkpoint_tensors(model, dtype=stored_dtype, state=state),
-            max_shard_bytes=max_shard_bytes,
-            metadata={"format": "pt"},
-        )
-        dtype_name = str(stored_dtype).removeprefix("torch.")
-        write_json(temporary / "config.json", original_config(model.config, dtype=dtype_name))
-        write_json(temporary / "preprocessor_config.json", rules.to_preprocessor_config())
-        if tokenizer is not None:
-            im_start_end = model.config.mm_use_im_start_end
-            save_tokenizer(tokenizer, temporary, template=named, im_start_end=im_start_end)
-        manifest.write(temporary)
-    return folder
+    write_weights(
+        folder,
+        checkpoint_tensors(model, dtype=stored_dtype, state=state),
+        max_shard_bytes=max_shard_bytes,
+        metadata={"format": "pt"},
+    )
+    write_json(folder / "preprocessor_config.json", rules.to_preprocessor_config())
+    if tokenizer is not None:
+        im_start_end = model.config.mm_use_im_start_end
+        save_tokenizer(tokenizer, folder, template=named, im_start_end=im_start_end)
+    manifest.write(folder)
+    dtype_name = str(stored_dtype).removeprefix("torch.")
+    write_json(folder / "config.json", original_config(model.config, dtype=dtype_name))
 
 
 def checkpoint_tensors(
@@ -94,16 +128,30 @@ def checkpoint_tensors(
     dtype: torch.dtype | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (original name, tensor on the CPU) for every parameter, tied ones once."""
+    """Yield (original name, tensor on the CPU) for every parameter, tied ones once.
+
+    state: as in `save_checkpoint`; names without what peft puts into them.
+    """
     named: Iterable[tuple[str, torch.Tensor]] = (
-        (name, parameter.detach() if state is None else state[name])
+        (plain_name(name), parameter.detach() if state is None else state[plain_name(name)])
         for name, parameter in model.named_parameters()
+        if not is_adapter(name)
     )
     tensors = original_tensors(
         named, family=family_of(model.config), text_type=model.config.text_config.model_type
     )
     for name, tensor in tensors:
         yield name, tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name as it was before peft put an adapter beside its layer."""
+    return name.replace(".base_layer.", ".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is part of an adapter."""
+    return ".lora_" in name
 
 
 def family_of(config: LlavaConfig) -> Any:

@@ -19,8 +19,10 @@ from llava.templates import ChatTemplate
 
 _CONTENT = "\0"
 _SYSTEM = "\1"
+_PLACE = "<|picture|>"
+"""Stands for a picture while llama.cpp's template is rendered; no person writes it."""
 
-_JINJA = """\
+_PROMPT = """\
 {{%- set ns = namespace(prompt='', system={system}, role='assistant', content='', start='') -%}}
 {{%- for message in messages -%}}
 {{%- if message['content'] is string -%}}
@@ -28,9 +30,9 @@ _JINJA = """\
 {{%- else -%}}
 {{%- set ns.content = '' -%}}
 {{%- for part in message['content'] -%}}
-{{%- set ns.content = ns.content + ({image} if part['type'] == 'image' else part['text']) -%}}
+{part}
 {{%- endfor -%}}
-{{%- endif -%}}
+{{%- endif -%}}{markers}
 {{%- if message['role'] == 'system' -%}}
 {{%- set ns.system = {system_header} + ns.content -%}}
 {{%- elif message['role'] == ns.role or message['role'] not in ['user', 'assistant'] -%}}
@@ -50,11 +52,35 @@ _JINJA = """\
 {{%- else -%}}
 {{%- set ns.prompt = ns.prompt + ({after_answer} if ns.role == 'assistant' else {after_question}) -%}}
 {{%- endif -%}}
+"""
+_PART = "{{%- set ns.content = ns.content + ({image} if part['type'] == 'image' else part['text']) -%}}"
+_CHUNKS = """\
 {{{{- {bos} -}}}}
 {{%- for chunk in ns.prompt.split('{image_token}') -%}}
 {{{{- '' if loop.first else '{image_token}' -}}}}
 {{{{- {space} if chunk -}}}}
 {{{{- chunk -}}}}
+{{%- endfor -%}}
+"""
+_TEXT_PART = "{{%- set ns.content = ns.content + part['text'] -%}}"
+_MARKERS = """
+{{%- set text = ns.content -%}}
+{{%- for piece in text.split('<__media') -%}}
+{{%- if loop.first -%}}
+{{%- set ns.content = piece -%}}
+{{%- else -%}}
+{{%- set ns.marker = '<__media' + piece.split('__>')[0] + '__>' -%}}
+{{%- set ns.content = ns.content + {image} + piece[(piece.split('__>')[0] | length) + 3:] -%}}
+{{%- endif -%}}
+{{%- endfor -%}}"""
+_RUNS = """\
+{{%- for chunk in ns.prompt.split('{image_token}') -%}}
+{{{{- '' if loop.first else ns.marker -}}}}
+{{%- for run in chunk.split({eos}) -%}}
+{{{{- '' if loop.first else {eos} -}}}}
+{{{{- {space} if run -}}}}
+{{{{- run -}}}}
+{{%- endfor -%}}
 {{%- endfor -%}}
 """
 
@@ -64,6 +90,36 @@ def chat_template(template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, *,
 
     Content is text, or parts of type "image" and "text"; a picture part brings its own newline.
     """
+    literals = _literals(template, tokenizer, im_start_end=im_start_end)
+    literals |= {"space": _space(tokenizer), "image_token": DEFAULT_IMAGE_TOKEN}
+    prompt = _PROMPT.format(**literals, part=_PART.format(**literals), markers="")
+    return prompt + _CHUNKS.format(**literals)
+
+
+def llama_cpp_template(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, *, im_start_end: bool
+) -> str:
+    """Return Jinja text for llama.cpp's server, whose tokenizer is told to add no leading space.
+
+    llama.cpp gives a picture as a marker `<__media...__>` in the text, encodes what is between two of them
+    apart, and puts the begin-of-sequence token in front. The spaces that our tokenizer puts in front of runs
+    of text are written out here.
+    """
+    literals = _literals(template, tokenizer, im_start_end=im_start_end)
+    literals |= {
+        "image": literals["image"].replace(DEFAULT_IMAGE_TOKEN, _PLACE),
+        "space": _run_space(tokenizer),
+        "eos": json.dumps(tokenizer.eos_token),
+        "image_token": _PLACE,
+    }
+    prompt = _PROMPT.format(**literals, part=_TEXT_PART.format(), markers=_MARKERS.format(**literals))
+    return prompt + _RUNS.format(**literals)
+
+
+def _literals(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, *, im_start_end: bool
+) -> dict[str, str]:
+    """Return what a template writes between contents, each as a Jinja literal."""
     question, answer = Turn("user", (_CONTENT,)), Turn("assistant", (_CONTENT,))
     marked = replace(template, system=_SYSTEM)
 
@@ -90,8 +146,7 @@ def chat_template(template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, *,
         "after_answer": text(question, answer)[2],
         "bos": tokenizer.bos_token if begins_with_bos(tokenizer) else "",
     }
-    literals = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    return _JINJA.format(**literals, image_token=DEFAULT_IMAGE_TOKEN, space=_space(tokenizer))
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
 def _space(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -102,3 +157,10 @@ def _space(tokenizer: PreTrainedTokenizerFast) -> str:
     special = [token.content for token in added if token.special]
     tests = " or ".join(f"chunk.startswith({json.dumps(content)})" for content in special)
     return f"('' if {tests} else ' ')"
+
+
+def _run_space(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the Jinja expression for what goes in front of a run of text between end-of-sequence tokens."""
+    if is_nonlegacy_sentencepiece(tokenizer):
+        return "(" + _space(tokenizer).replace("chunk.", "run.") + " if loop.first else '')"
+    return "' '"

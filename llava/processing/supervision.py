@@ -33,25 +33,33 @@ def supervise(
     template: str | ChatTemplate,
     *,
     has_image: bool,
-    model_max_length: int,
+    model_max_length: int | None,
     im_start_end: bool = False,
+    keeps_places: bool = False,
 ) -> Supervised:
     """Render a conversation for training and encode it.
 
     turns: `{"from": "human" | "gpt", "value": text}`.
     has_image: whether the sample has a picture; its place becomes the first line of the turn that holds
         `<image>`. Without a picture, `<image>` is text.
-    model_max_length: samples without a picture are cut here; the others are cut when they are collated.
+    model_max_length: samples without a picture are cut here, None: nowhere; the others are cut later.
+    keeps_places: for samples with several pictures: every `<image>` of a question is a picture and stays
+        where it is, and those of answers are text.
     Raises DataError for turns that the template cannot hold.
     """
     if isinstance(template, str):
         template = get_template(template)
     # Kept from the original: these two styles take `<image>` for a picture even where the sample has none.
-    finds_pictures = has_image or template.style in ("PLAIN", "MPT")
-    conversation = [_turn(turn, template, has_image=has_image, splits=finds_pictures) for turn in turns]
+    finds_pictures = template.style in ("PLAIN", "MPT")
+    place: _Placing = "as_text"
+    if has_image:
+        place = "where_written" if keeps_places else "first"
+    elif finds_pictures:
+        place = "split"
+    conversation = [_turn(turn, template, place) for turn in turns]
     wraps = im_start_end and has_image
     if template.style == "PLAIN":
-        spans = _caption(conversation, template)
+        spans = _caption(conversation, template, keeps_places=keeps_places)
     elif template.style in ("TWO", "LLAMA_2", "MPT"):
         spans = _dialogue(conversation, template, im_start_end=wraps)
     else:
@@ -67,8 +75,13 @@ def _labelled(encoded: Encoded, *, limit: int | None) -> Supervised:
     return Supervised(encoded.input_ids[:limit], labels[:limit])
 
 
-def _turn(turn: Mapping[str, str], template: ChatTemplate, *, has_image: bool, splits: bool) -> Turn:
-    """Read one turn; with a picture, put it in front (`preprocess_multimodal`)."""
+_Placing = Literal["as_text", "first", "where_written", "split"]
+"""What `<image>` is: text; one picture on the turn's first line; pictures where questions have them; pictures
+where any turn has them."""
+
+
+def _turn(turn: Mapping[str, str], template: ChatTemplate, place: _Placing) -> Turn:
+    """Read one turn and put its pictures where they belong (`preprocess_multimodal`)."""
     role = turn.get("from")
     value = turn.get("value")
     if role not in ("human", "gpt") or not isinstance(value, str):
@@ -77,9 +90,20 @@ def _turn(turn: Mapping[str, str], template: ChatTemplate, *, has_image: bool, s
             remedy="Use from 'human' or 'gpt' and a text value.",
         )
     name: Literal["user", "assistant"] = "assistant" if role == "gpt" else "user"
-    if has_image:
+    if place == "first":
         return Turn(name, _picture_first(value, template))
-    return Turn(name, content_of(value) if splits else (value,))
+    if place == "where_written" and name == "user":
+        return Turn(name, _pictures_in_place(value, template))
+    return Turn(name, content_of(value) if place == "split" else (value,))
+
+
+def _pictures_in_place(value: str, template: ChatTemplate) -> Content:
+    """Leave every picture where it is, between the template's tags where it has them."""
+    parts = content_of(value)
+    if not template.has_image_tags:
+        return parts
+    around = [(part,) if isinstance(part, str) else ("<Image>", part, "</Image>") for part in parts]
+    return tuple(piece for pieces in around for piece in pieces)
 
 
 def _picture_first(value: str, template: ChatTemplate) -> Content:
@@ -93,8 +117,8 @@ def _picture_first(value: str, template: ChatTemplate) -> Content:
     return (PICTURE, text) if text else (PICTURE,)
 
 
-def _caption(conversation: Sequence[Turn], template: ChatTemplate) -> list[Span]:
-    """Picture and caption alone, for training the projector; the question is left out."""
+def _caption(conversation: Sequence[Turn], template: ChatTemplate, *, keeps_places: bool) -> list[Span]:
+    """Pictures and caption alone, for training the projector; the question's text is left out."""
     if len(conversation) != 2 or PICTURE not in conversation[0].content:
         raise DataError(
             f"template {template.name} takes a question with <image> and a caption, and this sample has "
@@ -102,7 +126,13 @@ def _caption(conversation: Sequence[Turn], template: ChatTemplate) -> list[Span]
             remedy="Use a dialogue template, such as v1, for this data.",
         )
     caption = render_content(conversation[1].content, im_start_end=False, is_trained=True)
-    return [Span(DEFAULT_IMAGE_TOKEN, "image"), *caption, Span(template.sep, "control", True)]
+    # Without kept places the turn holds one picture, or text that spells several, of which one is left.
+    num_pictures = sum(part is PICTURE for part in conversation[0].content) if keeps_places else 1
+    return [
+        *[Span(DEFAULT_IMAGE_TOKEN, "image")] * num_pictures,
+        *caption,
+        Span(template.sep, "control", True),
+    ]
 
 
 def _dialogue(conversation: Sequence[Turn], template: ChatTemplate, *, im_start_end: bool) -> list[Span]:

@@ -112,3 +112,13 @@ def test_a_question_puts_its_pictures_first() -> None:
 def test_the_decoding_rate_leaves_out_the_first_token() -> None:
     assert Timing(first_token_s=1.0, total_s=3.0).tokens_per_second(5) == 2.0
     assert Timing(first_token_s=1.0, total_s=1.0).tokens_per_second(1) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9, 100.0])
+@pytest.mark.parametrize("top_p", [1e-300, 0.5, 1.0])
+def test_no_number_within_bounds_makes_sampling_fail(temperature: float, top_p: float) -> None:
+    scores = torch.tensor([30.0, -40.0, 29.0, -torch.inf])
+    probabilities = filtered_probabilities(scores, SamplingParams(temperature=temperature, top_p=top_p))
+    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities.argmax() == 0
+    assert probabilities[3] == 0

@@ -82,6 +82,20 @@ def test_an_address_that_is_not_public_is_never_contacted(address: str) -> None:
         assert address not in str(caught.value)
 
 
+def test_a_name_is_looked_up_once_and_the_address_that_was_checked_is_called() -> None:
+    answers, called = iter([[PUBLIC], ["127.0.0.1"]]), []
+
+    with serving(b"HTTP/1.1 200 OK\r\n\r\nhello") as connector:
+
+        def noted(address: str, port: int, timeout_s: float) -> socket.socket:
+            called.append(address)
+            return connector(address, port, timeout_s)
+
+        fetch_picture("http://a.example/", 9, resolver=lambda *_: next(answers), connector=noted)
+    assert called == [PUBLIC]
+    assert next(answers) == ["127.0.0.1"]
+
+
 def test_public_addresses_are_public() -> None:
     assert is_public(PUBLIC)
     assert is_public("2606:2800:220:1:248:1893:25c8:1946")
