@@ -5,7 +5,7 @@ Shared by the interactive session, the one-shot question and (without streaming)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,27 +13,11 @@ from llava.engine.request import Answer, Request
 from llava.errors import PromptError
 
 if TYPE_CHECKING:
+    from llava.engine.protocol import AnswerStream, OnAnswer
     from llava.templates import ChatTemplate
 
 
 _CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-class AnswerPieces(Protocol):
-    """The stream of one answer."""
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield text as it is decoded."""
-        ...
-
-    def cancel(self) -> None:
-        """End the answer here."""
-        ...
-
-    @property
-    def answer(self) -> Answer:
-        """The finished or cancelled answer."""
-        ...
 
 
 class Engine(Protocol):
@@ -44,11 +28,13 @@ class Engine(Protocol):
         """The prompt template in use."""
         ...
 
-    def submit(self, request: Request) -> AnswerPieces:
+    def submit(self, request: Request) -> AnswerStream:
         """Prepare a request (errors are raised here) and return its stream."""
         ...
 
-    def generate(self, requests: Sequence[Request], *, batch_size: int = ...) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, batch_size: int = ..., on_answer: OnAnswer | None = ...
+    ) -> list[Answer]:
         """Answer many requests, in order."""
         ...
 
@@ -73,7 +59,7 @@ class Outcome:
 
 def stream_answer(engine: Engine, request: Request, *, write: Callable[[str], None]) -> Outcome:
     """Write an answer piece by piece; Ctrl-C ends the answer, and what was said until then is the outcome."""
-    stream: AnswerPieces | None = None
+    stream: AnswerStream | None = None
     try:
         stream = engine.submit(request)
         has_begun = False

@@ -16,27 +16,24 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from llava.command import note
+from llava.engine.each import ERRORS_OF_ONE, Tally, answer_each, failure_record
 from llava.engine.request import Answer, Request, SamplingParams
-from llava.errors import DataError, FileError, LlavaError, PromptError, UsageError
-from llava.files import append_jsonl, read_json, read_jsonl, write_json
+from llava.errors import DataError, FileError, UsageError
+from llava.files import append_jsonl, read_jsonl, write_json
+from llava.journal import check_settings, cut_torn_line, settings_path
 from llava.serve.answering import Engine, check_text
 from llava.serve.session import OpenPicture
 
 PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 )
-# What can be wrong with one question without being wrong with all of them.
-_ERRORS_OF_ONE = (FileError, PromptError, DataError)
-
-MAX_FAILURES_SHOWN = 5
-
 JobId = str | int
 
 
@@ -54,41 +51,6 @@ class Job:
     def record(self, **result: object) -> dict[str, Any]:
         """Return the output record with `result`."""
         return {"id": self.id, "prompt": self.prompt, "images": list(self.images), **result}
-
-
-@dataclass
-class Tally:
-    """What a batch came to."""
-
-    num_jobs: int
-    num_skipped: int
-    """Answered by an earlier run."""
-    num_answered: int = 0
-    failed: list[JobId] = field(default_factory=list)
-    is_interrupted: bool = False
-
-    def count(self, record: dict[str, Any]) -> None:
-        """Take in one output record."""
-        if "error" in record:
-            self.failed.append(record["id"])
-        else:
-            self.num_answered += 1
-
-    def record(self) -> dict[str, object]:
-        """Return the result as JSON values."""
-        return asdict(self)
-
-    def line(self) -> str:
-        """Return the result in one line."""
-        parts = [f"{self.num_answered} answered", f"{len(self.failed)} failed"]
-        if self.num_skipped:
-            parts.append(f"{self.num_skipped} answered before")
-        if self.failed:
-            shown = ", ".join(str(identity) for identity in self.failed[:MAX_FAILURES_SHOWN])
-            parts[1] += f" ({shown}{', ...' if len(self.failed) > MAX_FAILURES_SHOWN else ''})"
-        if self.is_interrupted:
-            parts.append("interrupted: the same command goes on from here")
-        return f"{self.num_jobs} questions: {', '.join(parts)}"
 
 
 def read_jobs(source: Path, *, prompt: str | None, image_folder: Path | None) -> list[Job]:
@@ -182,11 +144,12 @@ class AnswerFile:
             raise UsageError(f"{path} is no plain file", remedy="Give another --output.")
         self.path = path
         self._settings = settings
-        self._settings_path = path.with_name(path.name + ".settings.json")
+        self._settings_path = settings_path(path)
         self._records: dict[JobId, dict[str, Any]] = {}
         if path.exists() and path.stat().st_size:
-            self._check_settings()
-            _drop_torn_line(path)
+            check_settings(path, settings)
+            if cut_torn_line(path):
+                note(f"{path}: the last line is unfinished and is dropped")
             for number, record in read_jsonl(path):
                 if not isinstance(record, dict) or "id" not in record:
                     raise FileError(f"{path} line {number} is not an answer", remedy="Give another --output.")
@@ -212,35 +175,6 @@ class AnswerFile:
         append_jsonl(self.path, record)
         self._records[record["id"]] = record
 
-    def _check_settings(self) -> None:
-        if not self._settings_path.exists():
-            raise UsageError(
-                f"{self.path} exists without {self._settings_path.name}, which would say how it was made",
-                remedy="Give another --output.",
-            )
-        made_with = read_json(self._settings_path)
-        if made_with == self._settings:
-            return
-        differing = [
-            f"{name} ({made_with.get(name)!r}, now {value!r})"
-            for name, value in self._settings.items()
-            if not isinstance(made_with, dict) or made_with.get(name) != value
-        ]
-        raise UsageError(
-            f"{self.path} was made with other settings: {', '.join(differing) or 'unknown ones'}",
-            remedy="Give another --output, or the same settings.",
-        )
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a killed run left unfinished."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        note(f"{path}: the last line is unfinished and is dropped")
-        with path.open("r+b") as stream:
-            stream.truncate(end)
-
 
 def run_batch(
     engine: Engine,
@@ -265,7 +199,7 @@ def run_batch(
                 batch = missing[begin : begin + batch_size]
                 for record in _answer_batch(engine, batch, sampling, open_picture):
                     output.write(record)
-                    tally.count(record)
+                    tally.count(record["id"], is_failed="error" in record)
                     bar.update(1)
         except KeyboardInterrupt:
             tally.is_interrupted = True
@@ -279,28 +213,15 @@ def _answer_batch(
     for job in batch:
         try:
             images = [open_picture(path).image for path in job.paths]
-        except _ERRORS_OF_ONE as error:
-            yield job.record(**_failure(error))
+        except ERRORS_OF_ONE as error:
+            yield job.record(**failure_record(error))
         else:
             requests.append((job, Request.of_question(job.prompt, images, sampling)))
     if not requests:
         return
-    try:
-        answers = engine.generate([request for _, request in requests], batch_size=len(requests))
-    except _ERRORS_OF_ONE:
-        # One impossible question must not cost the others their answers: find it alone.
-        for job, request in requests:
-            yield job.record(**_answer_alone(engine, request))
-    else:
-        for (job, _), answer in zip(requests, answers, strict=True):
-            yield job.record(**_success(answer))
-
-
-def _answer_alone(engine: Engine, request: Request) -> dict[str, object]:
-    try:
-        return _success(engine.generate([request])[0])
-    except _ERRORS_OF_ONE as error:
-        return _failure(error)
+    outcomes = answer_each(engine, [request for _, request in requests], batch_size=len(requests))
+    for (job, _), outcome in zip(requests, outcomes, strict=True):
+        yield job.record(**(_success(outcome) if isinstance(outcome, Answer) else failure_record(outcome)))
 
 
 def _success(answer: Answer) -> dict[str, object]:
@@ -310,7 +231,3 @@ def _success(answer: Answer) -> dict[str, object]:
         "num_prompt_tokens": answer.num_prompt_tokens,
         "num_new_tokens": answer.num_new_tokens,
     }
-
-
-def _failure(error: LlavaError) -> dict[str, object]:
-    return {"error": {"code": error.code, "cause": error.cause}}

@@ -20,14 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from llava.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_WITH_FAILURES, note, say
+from llava.engine.model_options import (
+    ModelOptions,
+    add_engine_argument,
+    add_quantisation_arguments,
+    engine_settings,
+    load_engine,
+)
 from llava.engine.request import SamplingParams
 from llava.errors import UsageError
 from llava.serve.answering import check_text, printable, rendered_prompt, speed_line, stream_answer
-from llava.serve.loading import ModelOptions, add_quantisation_arguments, fingerprint, load_engine
-from llava.serve.session import Picture, Session, open_picture, settings_of
+from llava.serve.session import Picture, Session, open_picture
 
 if TYPE_CHECKING:
-    from llava.engine.engine import ChatEngine
     from llava.serve.answering import Engine, Outcome
 
 DEFAULT_QUESTION = "Describe the picture."
@@ -91,6 +96,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's own"
     )
     add_quantisation_arguments(group)
+    add_engine_argument(group)
     group.add_argument(
         "--template", "--conv-mode", metavar="NAME", help="prompt template, over the checkpoint's"
     )
@@ -130,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=args.image_size,
         image_aspect=args.image_aspect_ratio,
         device_map=args.device_map,
+        engine=args.engine,
     )
     sampling = SamplingParams(
         temperature=args.temperature,
@@ -269,7 +276,7 @@ def _run_batch(args: argparse.Namespace, options: ModelOptions, sampling: Sampli
 
     jobs = read_jobs(args.input, prompt=args.prompt, image_folder=args.image_folder)
     engine = load_engine(options)
-    output = AnswerFile(args.output, _batch_settings(engine, options, sampling))
+    output = AnswerFile(args.output, engine_settings(engine, options) | {"sampling": sampling.to_dict()})
     tally = run_batch(
         engine,
         jobs,
@@ -284,20 +291,6 @@ def _run_batch(args: argparse.Namespace, options: ModelOptions, sampling: Sampli
     if tally.is_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_WITH_FAILURES if tally.failed else EXIT_OK
-
-
-def _batch_settings(engine: ChatEngine, options: ModelOptions, sampling: SamplingParams) -> dict[str, object]:
-    """Return everything that an answer depends on besides its question, for the file beside the answers."""
-    return {
-        "model": options.name,
-        "fingerprint": fingerprint(engine.loaded.checkpoint.path),
-        "base": options.base,
-        "bits": options.bits,
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
-        "template": engine.template.name,
-        "image": engine.loaded.image_processor.rules.to_dict(),
-        "sampling": settings_of(sampling),
-    }
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

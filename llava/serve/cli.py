@@ -9,14 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Literal
 
 from llava.command import OptionParser, note
 from llava.command import run as run_command
+from llava.engine.model_options import (
+    ModelOptions,
+    add_engine_argument,
+    add_quantisation_arguments,
+    device_map_of,
+    device_present,
+    load_engine,
+)
 from llava.engine.request import SamplingParams
-from llava.errors import UsageError
 from llava.serve.chat import chat
-from llava.serve.loading import ModelOptions, add_quantisation_arguments, load_engine
 from llava.serve.session import Session, open_picture
 
 
@@ -40,6 +45,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="(%(default)s)")
     add_quantisation_arguments(parser)
+    add_engine_argument(parser)
     parser.add_argument("--debug", action="store_true", help="print prompt and answer as they were")
     parser.add_argument("--image-aspect-ratio", choices=("pad", "square"), help="default: the checkpoint's")
     return parser
@@ -50,38 +56,16 @@ def _chat(args: argparse.Namespace) -> int:
         path=args.model_path,
         base=args.model_base,
         bits=args.bits,
-        device=_device(args.device),
+        device=device_present(args.device),
         template=args.conv_mode,
         image_aspect=args.image_aspect_ratio,
-        device_map=_device_map(args.device),
+        device_map=device_map_of(args.device),
+        engine=args.engine,
     )
     sampling = SamplingParams(temperature=args.temperature, max_new_tokens=args.max_new_tokens)
     picture = open_picture(args.image_file, allow_url=True, on_notice=note)
     session = Session(sampling=sampling, waiting=[picture])
     return chat(load_engine(options), session, model=options.name, shows_debug=args.debug)
-
-
-def _device(name: str | None) -> str | None:
-    """Return the device to ask for; "cuda" was the original's default, and scripts pass it on any machine."""
-    if name is None or not name.startswith("cuda"):
-        return name
-    from llava.model.device import resolve_device
-
-    try:
-        resolve_device(name)
-    except UsageError as error:
-        note(f"warning: {error.cause}; using the best device present")
-        return None
-    return name
-
-
-def _device_map(device: str | None) -> Literal["auto"] | None:
-    """Spread the model where the original did: over all GPUs, when there are several and none is chosen."""
-    if device not in (None, "cuda"):
-        return None
-    import torch
-
-    return "auto" if torch.cuda.device_count() > 1 else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llava.command import nearest, say
 from llava.errors import UsageError
-from llava.serve.session import settings_of
 
 if TYPE_CHECKING:
     from llava.serve.terminal import Terminal
@@ -107,7 +106,7 @@ def _load(chat: Terminal, words: list[str]) -> None:
 
 def _set(chat: Terminal, words: list[str]) -> None:
     chat.session.set(words)
-    settings = settings_of(chat.session.sampling)
+    settings = chat.session.sampling.to_dict()
     chat.status(" ".join(f"{name}={value}" for name, value in settings.items() if name != "stop"))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -115,7 +115,7 @@ class Session:
             "format_version": TRANSCRIPT_VERSION,
             "model": model,
             "template": template,
-            "sampling": settings_of(self.sampling),
+            "sampling": self.sampling.to_dict(),
             "messages": [_to_record(message) for message in self.messages],
             "waiting_images": [_location(picture.source) for picture in self.waiting],
         }
@@ -135,11 +135,6 @@ class Session:
         """
         loaded = _read_transcript(path, open_picture)
         self.sampling, self.waiting, self.messages = loaded.sampling, loaded.waiting, loaded.messages
-
-
-def settings_of(sampling: SamplingParams) -> dict[str, object]:
-    """Return the sampling parameters by name, as JSON values."""
-    return {**asdict(sampling), "stop": list(sampling.stop)}
 
 
 def parse_setting(text: str) -> tuple[str, object]:

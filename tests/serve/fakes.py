@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from llava.engine.protocol import OnAnswer
 from llava.engine.request import Answer, FinishReason, Request, Timing
 from llava.errors import ContextLengthError
 from llava.templates import ChatTemplate, Turn, get_template
@@ -82,13 +83,19 @@ class ScriptedEngine:
             )
         return ScriptedStream(self._pieces(request), self._delay_s)
 
-    def generate(self, requests: Sequence[Request], *, batch_size: int = 8) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, batch_size: int = 8, on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
         assert len(requests) <= batch_size
         self.batch_sizes.append(len(requests))
         streams = [self.submit(request) for request in requests]
         for stream in streams:
             list(stream)
-        return [stream.answer for stream in streams]
+        answers = [stream.answer for stream in streams]
+        for index, answer in enumerate(answers):
+            if on_answer is not None:
+                on_answer(index, answer)
+        return answers
 
 
 def save_picture(path: Path, *, width: int = 8, height: int = 6) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from llava.engine.each import Tally
+from llava.engine.protocol import OnAnswer
 from llava.engine.request import Answer, Request, SamplingParams
 from llava.errors import DataError, FileError, PromptError, UsageError
-from llava.serve.batch import AnswerFile, Tally, read_jobs, run_batch
+from llava.serve.batch import AnswerFile, read_jobs, run_batch
 from llava.serve.session import Picture, open_picture
 from tests.serve.fakes import TOO_LONG, ScriptedEngine, save_picture, text_of
 
@@ -182,10 +184,12 @@ def test_errors_are_tried_again_and_not_repeated(folder: Path, output: Path) -> 
 class Interrupted(ScriptedEngine):
     """Answers one batch, then Ctrl-C is pressed."""
 
-    def generate(self, requests: Sequence[Request], *, batch_size: int = 8) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, batch_size: int = 8, on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
         if self.batch_sizes:
             raise KeyboardInterrupt
-        return super().generate(requests, batch_size=batch_size)
+        return super().generate(requests, batch_size=batch_size, on_answer=on_answer)
 
 
 def test_an_interrupted_run_goes_on_where_it_ended(folder: Path, output: Path) -> None:

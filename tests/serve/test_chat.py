@@ -11,8 +11,9 @@ import pytest
 
 from llava.cli import main
 from llava.command import EXIT_INTERRUPTED
+from llava.engine.model_options import ModelOptions
 from llava.engine.request import SamplingParams
-from llava.serve.loading import ModelOptions, fingerprint
+from llava.files import fingerprint
 from tests.serve.fakes import TOO_LONG, ScriptedEngine, save_picture, text_of
 
 Ask = Callable[..., int]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.engine.model_options import ModelOptions, device_map_of
 from llava.engine.request import SamplingParams
-from llava.serve.cli import _device_map, main
-from llava.serve.loading import ModelOptions
+from llava.serve.cli import main
 from tests.serve.fakes import ScriptedEngine, save_picture, text_of
 
 
@@ -124,4 +124,4 @@ def test_several_gpus_share_the_model_as_in_the_original(
     device: str | None, num_gpus: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    assert _device_map(device) == expected
+    assert device_map_of(device) == expected

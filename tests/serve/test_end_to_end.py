@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_jsonl_that_only_the_same_command_goes_on_with(
     assert output.read_bytes() == before
     settings = json.loads((tmp_path / "answers.jsonl.settings.json").read_text())
     assert settings["model"] == "llava-a-clip-mlp2x"
-    assert settings["dtype"] == "float32"
+    assert settings["engine"] == "torch float32 on cpu"
     assert main([*command, "--image-aspect-ratio", "square"]) == 2
     assert "was made with other settings: image (" in capsys.readouterr().err
     assert output.read_bytes() == before

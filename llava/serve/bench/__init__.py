@@ -1,0 +1,1 @@
+"""`llava bench`: how fast an engine answers, alone and under load."""
