@@ -1,1 +1,1 @@
-"""Evaluation: so far the held-out questions of the embedded model."""
+"""Evaluation: benchmarks answered, scored, compared and reported (`llava eval`)."""

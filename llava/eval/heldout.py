@@ -27,7 +27,7 @@ from llava.engine.request import Request, SamplingParams
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava.engine.engine import ChatEngine
+    from llava.engine.torch_engine import TorchEngine
 
 FIRST_SEED: Final = 100_000
 """Apart from the held-out scenes that are looked at during training (seeds from 0)."""
@@ -38,6 +38,8 @@ TYPES: Final[dict[str, tuple[str, ...]]] = {
     "count": ("count_all", "count_shape", "count_color"),
     "position": ("position",),
     "presence": ("presence",),
+    "number": ("number",),
+    "icon": ("icon",),
 }
 """The types of the stated mean, and the kinds of question that each has; the other kinds are given singly."""
 
@@ -73,7 +75,7 @@ def held_out_questions(num_scenes: int, *, first_seed: int = FIRST_SEED) -> list
     return questions
 
 
-def answer_all(engine: ChatEngine, questions: Sequence[Question], *, batch_size: int = 16) -> list[str]:
+def answer_all(engine: TorchEngine, questions: Sequence[Question], *, batch_size: int = 16) -> list[str]:
     """Answer every question greedily, each in a conversation of its own."""
     sampling = SamplingParams(temperature=0.0, max_new_tokens=96)
     requests = [Request.of_question(item.question, [item.image], sampling) for item in questions]
@@ -102,8 +104,14 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Sc
 
 
 def mean_accuracy(scores: Mapping[str, Score]) -> float:
-    """Return the mean accuracy over TYPES, each type weighing the same."""
-    return sum(scores[name].accuracy for name in TYPES) / len(TYPES)
+    """Return the mean accuracy over those of TYPES that were asked, each weighing the same."""
+    names = _asked(scores)
+    return sum(scores[name].accuracy for name in names) / len(names)
+
+
+def _asked(scores: Mapping[str, Score]) -> list[str]:
+    """Return those of TYPES that came up: over a few scenes not all do."""
+    return [name for name in TYPES if name in scores]
 
 
 def table(scores: Mapping[str, Score]) -> str:
@@ -112,8 +120,9 @@ def table(scores: Mapping[str, Score]) -> str:
     lines += [
         f"| {name} | {s.num_questions} | {s.accuracy:.3f} | {s.majority:.3f} |" for name, s in scores.items()
     ]
-    majority = sum(scores[name].majority for name in TYPES) / len(TYPES)
-    lines.append(f"| **mean of {', '.join(TYPES)}** | | **{mean_accuracy(scores):.3f}** | {majority:.3f} |")
+    names = _asked(scores)
+    majority = sum(scores[name].majority for name in names) / len(names)
+    lines.append(f"| **mean of {', '.join(names)}** | | **{mean_accuracy(scores):.3f}** | {majority:.3f} |")
     return "\n".join(lines)
 
 

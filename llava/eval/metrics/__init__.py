@@ -1,0 +1,1 @@
+"""The scorers: plain functions from answers and references to figures, each with its source named."""
