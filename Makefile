@@ -1,7 +1,7 @@
 # Two commands of a fresh clone: `make chat` and `make test`. See `make help`.
 
 .NOTPARALLEL:
-.PHONY: help chat test check setup clean
+.PHONY: help chat test check setup train-tiny clean
 .DEFAULT_GOAL := help
 
 # $(value ...) takes a variable as it was typed: quotes, spaces and $ of a prompt reach the program unchanged,
@@ -34,6 +34,7 @@ help:
 	@echo 'make test                              run the tests (ARGS="-k name" goes to pytest)'
 	@echo 'make check                             formatting, lint and types, as CI does'
 	@echo 'make setup                             only make .venv, with what tests need'
+	@echo 'make train-tiny                        train the embedded model: hours (TINY_STEPS=4: a minute, to try)'
 	@echo 'make clean                             remove .venv, caches and build output'
 	@echo
 	@echo 'PYTHON=/path/to/python3.12 chooses the interpreter for a new .venv (3.10 to 3.13).'
@@ -59,6 +60,28 @@ check:
 
 setup:
 	@$(SETUP) dev
+
+# Every step goes on where it was stopped. TINY_STEPS=N makes N steps of each stage, which teaches nothing.
+TINY_OUT ?= runs/tiny
+ifdef TINY_STEPS
+TINY_PRETRAIN := --tower-steps $(TINY_STEPS) --align-steps $(TINY_STEPS) --finetune-steps $(TINY_STEPS)
+TINY_DATA := --align 64 --finetune 64
+TINY_TRAIN := --run.max_steps $(TINY_STEPS)
+TINY_SCENES := --scenes 8
+endif
+TINY_TRAIN += --model.path $(TINY_OUT)/base --data.image_folder $(TINY_OUT)/data
+
+train-tiny: export OMP_NUM_THREADS := 1
+train-tiny:
+	@$(SETUP) dev
+	$(BIN)/python -m llava.train.tiny.recipe --out $(TINY_OUT) $(TINY_PRETRAIN)
+	$(BIN)/python -m llava.train.tiny.data --out $(TINY_OUT)/data $(TINY_DATA)
+	$(BIN)/llava train recipes/tiny-align.yaml $(TINY_TRAIN) \
+	    --data.path $(TINY_OUT)/data/align.jsonl --run.output_dir $(TINY_OUT)/stage-1
+	$(BIN)/llava train recipes/tiny-finetune.yaml $(TINY_TRAIN) --model.projector $(TINY_OUT)/stage-1 \
+	    --data.path $(TINY_OUT)/data/finetune.jsonl --run.output_dir $(TINY_OUT)/stage-2
+	$(BIN)/python -m llava.train.tiny.export --trained $(TINY_OUT)/stage-2 --out $(TINY_OUT)/InternVL-Chat-Tiny
+	$(BIN)/python -m llava.eval.heldout --model $(TINY_OUT)/InternVL-Chat-Tiny $(TINY_SCENES)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -26,7 +26,18 @@ COMMANDS = {
     "chat": Command(
         "talk about a picture: interactive, one question (-p), or many into a JSONL", "llava.serve.chat"
     ),
+    "serve": Command(
+        "answer over HTTP: an OpenAI-compatible API for one or several models", "llava.serve.command"
+    ),
+    "bench": Command("measure how fast an engine answers, alone and under load", "llava.serve.bench.command"),
+    "doctor": Command("find what is wrong with training data", "llava.data.doctor.command"),
     "describe": Command("say what a checkpoint is", "llava.serve.describe"),
+    "eval": Command("score a model on benchmarks, compare and report", "llava.eval.command"),
+    "export": Command("write a checkpoint for other programs, with a parity report", "llava.export.command"),
+    "plan": Command("predict memory, hours and disk of a training run", "llava.train.planning.command"),
+    "selftest": Command("attack one's own server on this machine", "llava.serve.selftest.command"),
+    "train": Command("train a model as a recipe says", "llava.train.command"),
+    "votes": Command("sum up the votes of the web page, and export them", "llava.serve.web.votes"),
 }
 
 HELP = """\

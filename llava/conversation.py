@@ -105,8 +105,10 @@ class Conversation:
         return_org: as they were given, without the mode's padding or resizing. Raises PromptError for a mode
         other than Default, Crop, Pad and Resize.
         """
-        images = [image if return_org else _process(image, mode) for _, image, mode in self._pictures()]
-        return images if return_pil else [_base64(image, "PNG") for image in images]
+        images = [
+            image if return_org else process_picture(image, mode) for _, image, mode in self._pictures()
+        ]
+        return images if return_pil else [encode_base64(image, "PNG") for image in images]
 
     def _pictures(self) -> Iterator[tuple[str, Image, str]]:
         for _, message in self.messages[self.offset :: 2]:
@@ -121,7 +123,7 @@ class Conversation:
                 rounds[-1][1] = _text(message)
             elif isinstance(message, tuple):
                 text, image, _ = message
-                source = f"data:image/jpeg;base64,{_base64(_thumbnail(image), 'JPEG')}"
+                source = f"data:image/jpeg;base64,{encode_base64(_thumbnail(image), 'JPEG')}"
                 tag = f'<img src="{source}" alt="user upload image" />'
                 rounds.append([tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip(), None])
             else:
@@ -162,8 +164,8 @@ def _text(message: str | tuple[str, Image, str] | None) -> str | None:
     return message[0] if isinstance(message, tuple) else message
 
 
-def _process(image: Image, mode: str) -> Image:
-    """Apply the web page's picture mode."""
+def process_picture(image: Image, mode: str) -> Image:
+    """Apply the web page's picture mode; raises PromptError for one that is not known."""
     from PIL import ImageOps
 
     if mode in ("Default", "Crop"):
@@ -187,7 +189,8 @@ def _thumbnail(image: Image) -> Image:
     return image.convert("RGB").resize(size)
 
 
-def _base64(image: Image, image_format: str) -> str:
+def encode_base64(image: Image, image_format: str) -> str:
+    """Return the file that PIL writes of a picture, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format=image_format)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -14,6 +14,26 @@
     |   +-- PlaceholderError       the number of <image> placeholders is not the number of pictures
     |   +-- ContextLengthError     prompt longer than the context
     +-- DataError                  a training sample or question that breaks the format
+    +-- EngineError                an engine that cannot go on with a request: closed, out of memory
+    |   +-- EngineBusyError        too many requests are waiting already; try again later
+    |   +-- RemoteError            an endpoint elsewhere that does not answer, or not as it should
+    +-- ServingError               a server that does not carry out a request
+    |   +-- RequestError           a request that is not as it should be
+    |   +-- AuthenticationError    the key or token is missing or wrong
+    |   +-- AccessError            a host or page that the server is not open to
+    |   +-- NotFoundError          no such route or model
+    |   +-- MethodError            a route that is not called like this
+    |   +-- RequestTimeoutError    a request that did not arrive in time
+    |   +-- TooLargeError          a request over a limit of bytes, depth or items
+    |   +-- ServerBusyError        too many connections or requests; try again later
+    |   +-- UnavailableError       still loading, or about to stop; try again later
+    |   +-- AnswerTimeoutError     an answer that took too long
+    |   +-- InternalError          a fault of the server itself; its log knows more
+    |   +-- RegistrationError      a worker that cannot be called at the address it gives
+    |   +-- WorkerLostError        a worker that cannot be reached, or broke off in the middle of an answer
+    |   +-- ReportedError          what a controller or worker said is wrong, with the code it gave
+    +-- TrainingError              a run that cannot go on: its loss is no longer a number
+    +-- RankError                  a process of a distributed run that died, hangs or cannot be reached
 
 Commands print `str(error)` on one line and exit with `error.exit_code`, never with a traceback.
 """
@@ -131,6 +151,151 @@ class ContextLengthError(PromptError):
 
 
 class DataError(LlavaError):
-    """A training sample or benchmark question that breaks the format."""
+    """A training sample or benchmark question that breaks the format.
+
+    where: file and place in it, as "x.jsonl line 12"; part of the cause, and empty where nobody knows it.
+    """
 
     code = "data"
+
+    def __init__(self, cause: str, *, remedy: str = "", where: str = "") -> None:
+        super().__init__(f"{where}: {cause}" if where else cause, remedy=remedy)
+        self.where = where
+
+
+class RankError(LlavaError):
+    """A process of a distributed run died, hangs, or cannot be reached."""
+
+    code = "rank"
+
+
+class TrainingError(LlavaError):
+    """A training run cannot go on."""
+
+    code = "training"
+
+
+class EngineError(LlavaError):
+    """An engine cannot go on with a request: it was closed, or its device is out of memory."""
+
+    code = "engine"
+
+
+class EngineBusyError(EngineError):
+    """Too many requests are waiting already."""
+
+    code = "engine-busy"
+
+
+class RemoteError(EngineError):
+    """An endpoint elsewhere cannot be reached, refuses, or answers nonsense."""
+
+    code = "remote"
+
+
+class ServingError(LlavaError):
+    """A server does not carry out a request."""
+
+    code = "serving"
+
+
+class RequestError(ServingError):
+    """A request is not as it should be: broken JSON, or a field with a value it cannot have."""
+
+    code = "request"
+
+
+class AuthenticationError(ServingError):
+    """The key or token of a request is missing or wrong."""
+
+    code = "authentication"
+
+
+class AccessError(ServingError):
+    """A request for a host name, or from a web page, that the server is not open to."""
+
+    code = "access"
+
+
+class NotFoundError(ServingError):
+    """There is no such route, or no model of that name."""
+
+    code = "not-found"
+
+
+class MethodError(ServingError):
+    """A route is called by a method that it does not have."""
+
+    code = "method"
+
+
+class RequestTimeoutError(ServingError):
+    """A request did not arrive in time."""
+
+    code = "request-timeout"
+
+
+class TooLargeError(ServingError):
+    """A request is over a limit of bytes, depth or items."""
+
+    code = "too-large"
+
+
+class ServerBusyError(ServingError):
+    """The server has too many connections or requests at this moment."""
+
+    code = "server-busy"
+
+
+class UnavailableError(ServingError):
+    """The server is still loading, or about to stop."""
+
+    code = "unavailable"
+
+
+class AnswerTimeoutError(ServingError):
+    """An answer took longer than the server allows."""
+
+    code = "answer-timeout"
+
+
+class InternalError(ServingError):
+    """A fault of the server itself. Its log has the details, under the request id."""
+
+    code = "internal"
+
+
+class RegistrationError(ServingError):
+    """A worker cannot be called at the address it gives, or another one answers there."""
+
+    code = "registration"
+
+
+class WorkerLostError(ServingError):
+    """A worker cannot be reached, or broke off in the middle of an answer."""
+
+    code = "worker-lost"
+
+
+class ReportedError(ServingError):
+    """A controller or worker says what is wrong; `code` is the one that it gave.
+
+    error_number: the original's `error_code`; 1 where the answer was no stream.
+    request_id: under which their logs know more; "" where they do not say.
+    """
+
+    code = "reported"
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        remedy: str = "",
+        reported_code: str,
+        error_number: int = 1,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.code = reported_code
+        self.error_number = error_number
+        self.request_id = request_id

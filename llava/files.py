@@ -1,7 +1,11 @@
-"""Read and write JSON and JSONL so that a crash leaves the old file or the new one, never half of one."""
+"""Read and write JSON and JSONL so that a crash leaves the old file or the new one, never half of one.
+
+And know a folder again by its content.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import FileError
+
+_HASHED_BYTES = 1 << 20
 
 
 @contextmanager
@@ -85,3 +91,20 @@ def append_jsonl(path: Path, record: object) -> None:
         stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash that changes when a checkpoint does: names, sizes, and both ends of every file in it.
+
+    folder: also a single file.
+    """
+    digest = hashlib.sha256()
+    items = [folder] if folder.is_file() else folder.rglob("*")
+    for path in sorted(item for item in items if item.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(_HASHED_BYTES))
+            stream.seek(max(0, size - _HASHED_BYTES))
+            digest.update(stream.read(_HASHED_BYTES))
+    return digest.hexdigest()

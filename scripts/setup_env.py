@@ -4,9 +4,10 @@
     python3 scripts/setup_env.py dev       that, and what tests and checks need
 
 Standard library only, for any Python from 3.8 that a machine happens to call `python3`; the environment
-itself is made with 3.10 to 3.13. Does nothing, in a moment, when it already did the work: a stamp in .venv
-holds the hash of pyproject.toml. torch comes first and on its own, because its right build (CPU or CUDA) is
-not what a plain `pip install` takes everywhere; nothing after it may replace it.
+itself is made with 3.10 to 3.13. Releases are those of constraints.txt. Does nothing, in a moment, when it
+already did the work: a stamp in .venv holds the hashes of what it depends on. torch comes first and on its
+own, because its right build (CPU or CUDA) is not what a plain `pip install` takes everywhere; nothing after
+it may replace it.
 """
 
 from __future__ import annotations
@@ -198,6 +199,7 @@ class Environment:
         self.root = root
         self.folder = root / ".venv"
         self.python = str(self.folder / "bin" / "python")
+        self.constraints = root / "constraints.txt"
         self._run = run
         self._clock = clock
 
@@ -207,11 +209,12 @@ class Environment:
 
     def fingerprint(self) -> dict[str, str]:
         """Return what the setup depends on; the root, because scripts in .venv/bin name it."""
-        pyproject = (self.root / "pyproject.toml").read_bytes()
-        return {"pyproject": hashlib.sha256(pyproject).hexdigest(), "root": str(self.root)}
+        files = (self.root / "pyproject.toml", self.constraints)
+        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {**hashes, "root": str(self.root)}
 
     def is_ready(self, kind: str) -> bool:
-        """Whether this kind of setup was finished with the pyproject.toml that is here now."""
+        """Whether this kind of setup was finished with the files that are here now."""
         return os.path.exists(self.python) and any(
             _read_json(self.stamp(done)) == self.fingerprint() for done in INCLUDED[kind]
         )
@@ -224,7 +227,7 @@ class Environment:
         self._create(wanted_python)
         self._install_torch()
         say(f"installing the package with what {kind} needs")
-        self._pip("install", "-qq", "-e", f"{self.root}{EXTRAS[kind]}")
+        self._pip("install", "-qq", "-c", str(self.constraints), "-e", f"{self.root}{EXTRAS[kind]}")
         self._check_torch()
         temporary = self.stamp(kind).with_suffix(".part")
         temporary.write_text(json.dumps(self.fingerprint()), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""docs/deviations.md: numbered without gaps, and every row names a test that exists."""
+"""docs/deviations.md: numbered in order, and every row names a test that exists."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ ROWS = [
 ]
 
 
-NUM_DEVIATIONS = 38
+NUM_DEVIATIONS = 91
 
 
 def test_every_deliberate_difference_is_counted() -> None:
     assert len(ROWS) == NUM_DEVIATIONS, "a new difference needs a row, and this number a change that says so"
 
 
-def test_rows_are_numbered_without_gaps_and_complete() -> None:
-    assert [row[0] for row in ROWS] == [f"D{number:02}" for number in range(1, len(ROWS) + 1)]
+def test_rows_are_numbered_in_order_and_complete() -> None:
+    # Numbers stay with their rows, so there may be gaps.
+    numbers = [row[0] for row in ROWS]
+    assert numbers == sorted(set(numbers))
     assert all(len(row) == 5 and all(row) for row in ROWS)
 
 

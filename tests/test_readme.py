@@ -36,8 +36,12 @@ STAND_INS = {
     "llava-v1.5-7b-pretrain": CHECKPOINTS / "llava-f-stage1",
     "vicuna-7b-v1.5": CHECKPOINTS / "vicuna-f-base",
     "llava-v1.5-7b-lora": FIXTURES / "training" / "lora" / "written",
+    "llava/demo/InternVL-Chat-Tiny": embedded_model_path(),
     "towers": CHECKPOINTS / "towers",
     "checkpoints/towers": CHECKPOINTS / "towers",
+    "recipes": ROOT / "recipes",
+    "captions": FIXTURES / "training" / "pretrain",
+    "conversations": FIXTURES / "training" / "finetune-data",
 }
 LORA_BASE = "vicuna-7b-v1.5-with-added-tokens"
 
@@ -66,6 +70,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def write_named_files(blocks: list[Block]) -> None:
+    """Write YAML blocks that begin with a file's name ("# captions.yaml") into the working directory."""
+    for block in blocks:
+        first = block.text.partition("\n")[0]
+        if block.language == "yaml" and first.startswith("# ") and first.endswith(".yaml"):
+            Path(first.removeprefix("# ")).write_text(block.text, encoding="utf-8")
+
+
 def make_base(folder: Path, *, of: Path) -> None:
     """Make the language model that the checkpoint `of` could have been trained from."""
     shutil.copytree(of, folder)
@@ -83,6 +95,7 @@ def make_base(folder: Path, *, of: Path) -> None:
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_the_documents_say_is_what_happens(path: Path) -> None:
+    write_named_files(blocks_of(path))
     namespace: dict[str, Any] = {"__name__": "document"}
     for block, expected in expected_outputs(blocks_of(path)):
         printed = run_block(block, namespace)
@@ -117,8 +130,9 @@ def test_every_error_code_is_explained() -> None:
     rows = [
         [cell.strip().strip("`") for cell in line.strip("|").split("|")]
         for line in (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("| `")
+        if line.startswith("| [`")
     ]
+    rows = [[row[0].partition("`]")[0].removeprefix("[`"), *row[1:]] for row in rows]
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     known = {cls.code: cls.__name__ for cls in classes if issubclass(cls, errors.LlavaError)}
     assert {row[0]: row[1] for row in rows} == known

@@ -174,6 +174,7 @@ class FakeMachine:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("platform.system", lambda: "Linux")
     (tmp_path / "pyproject.toml").write_text(f'dependencies = [\n    "{REQUIREMENT}",\n]\n')
+    (tmp_path / "constraints.txt").write_text("transformers==5.24.0\n")
     return tmp_path
 
 
@@ -187,7 +188,7 @@ def test_a_new_environment_gets_torch_before_the_package(root: Path) -> None:
     assert machine.steps() == [
         f"venv {root}/.venv",
         f"pip install -qq --no-index --no-deps {REQUIREMENT}",
-        f"pip install -qq -e {root}[dev]",
+        f"pip install -qq -c {root}/constraints.txt -e {root}[dev]",
     ]
 
 
@@ -199,28 +200,29 @@ def test_what_was_done_is_not_done_again(root: Path) -> None:
         assert machine.commands == []
 
 
-def test_a_changed_pyproject_and_more_extras_complete_what_is_there(root: Path) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_file_and_more_extras_complete_what_is_there(root: Path, name: str) -> None:
     machine = FakeMachine(root)
     set_up(machine)
     set_up(machine, "dev")
-    with (root / "pyproject.toml").open("a") as stream:
+    with (root / name).open("a") as stream:
         stream.write("# changed\n")
     set_up(machine, "dev")
     assert machine.steps()[2:] == [
-        f"pip install -qq -e {root}",
-        f"pip install -qq -e {root}[dev]",
-        f"pip install -qq -e {root}[dev]",
+        f"pip install -qq -c {root}/constraints.txt -e {root}",
+        f"pip install -qq -c {root}/constraints.txt -e {root}[dev]",
+        f"pip install -qq -c {root}/constraints.txt -e {root}[dev]",
     ]
 
 
 def test_a_setup_that_was_cut_off_goes_on(root: Path) -> None:
-    machine = FakeMachine(root, fails=["install -qq -e"])
+    machine = FakeMachine(root, fails=["constraints.txt -e"])
     with pytest.raises(SetupError, match="pip failed"):
         set_up(machine)
     assert not list((root / ".venv").glob(".setup-*"))
     machine.fails = ()
     set_up(machine)
-    assert machine.steps()[-1] == f"pip install -qq -e {root}"
+    assert machine.steps()[-1] == f"pip install -qq -c {root}/constraints.txt -e {root}"
     assert len([step for step in machine.steps() if step.startswith("venv")]) == 1
 
 

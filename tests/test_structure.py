@@ -28,6 +28,7 @@ FLOORS = {
     "conversation": 0,
     "errors": 0,
     "files": 0,
+    "journal": 0,
     "lazy": 0,
     "log": 0,
     "rendering": 0,
@@ -55,8 +56,15 @@ APPLICATIONS = {name for name, floor in FLOORS.items() if floor == 4}
 TORCH_FREE_FLOOR = 0
 BROAD = {"Exception", "BaseException"}
 MAY_CATCH_BROADLY = {
+    # Whatever breaks in the engine's thread is told to those who wait for it.
+    "llava/engine/loop.py",
     # The tokenizers library raises plain Exception for a file it cannot read.
     "llava/processing/tokenizer.py",
+    # Whatever breaks in a request, its client gets an answer and the log the traceback.
+    "llava/serve/http/errors.py",
+    "llava/serve/openai/chat.py",
+    "llava/serve/request_queue.py",
+    "llava/serve/web/asking.py",
 }
 MAY_NAME_FLOAT16 = {
     "llava/model/device.py",

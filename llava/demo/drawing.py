@@ -25,26 +25,28 @@ class Drawing(NamedTuple):
 
     image: RGB picture of the scene's size.
     owner: mode "L", same size; 1 + index of the thing that a pixel belongs to, 0 for background.
+    digits: mode "L", same size; 1 + the digit that a pixel belongs to, 0 elsewhere.
     """
 
     image: Image.Image
     owner: Image.Image
+    digits: Image.Image
 
 
 def draw(scene: Scene) -> Drawing:
     """Draw a scene; the same scene gives the same pixels (with one version of Pillow)."""
     rng = random.Random(f"drawing {scene.seed} {scene.annotation}")
     image = _background(scene)
-    owner = Image.new("L", image.size, 0)
+    owner, digits = Image.new("L", image.size, 0), Image.new("L", image.size, 0)
     for index, thing in enumerate(scene.things):
         box = thing_box(scene, thing)
         if thing.kind == "shape":
             _draw_shape(image, owner, thing, box, index + 1, rng)
         elif thing.kind == "number":
-            _draw_number(image, owner, scene, thing, box, index + 1)
+            _draw_number(image, owner, digits, scene, thing, box, index + 1)
         else:
             _draw_icon(image, owner, thing, box, index + 1)
-    return Drawing(_with_noise(image, scene.noise, rng), owner)
+    return Drawing(_with_noise(image, scene.noise, rng), owner, digits)
 
 
 def thing_box(scene: Scene, thing: Thing) -> Box:
@@ -126,7 +128,13 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
 
 
 def _draw_number(
-    image: Image.Image, owner: Image.Image, scene: Scene, thing: Thing, box: Box, label: int
+    image: Image.Image,
+    owner: Image.Image,
+    digits: Image.Image,
+    scene: Scene,
+    thing: Thing,
+    box: Box,
+    label: int,
 ) -> None:
     """Write a number in a colour that stands out: black or white."""
     lightness = sum(map(sum, scene.background)) / 6
@@ -136,9 +144,12 @@ def _draw_number(
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     stroke = round(side * 0.03) if scene.seed % 2 else 0
     ImageDraw.Draw(image).text(middle, thing.name, fill=fill, font=font, anchor="mm", stroke_width=stroke)
-    ImageDraw.Draw(owner).rectangle(
-        ImageDraw.Draw(owner).textbbox(middle, thing.name, font, "mm"), fill=label
-    )
+    left, top, right, bottom = ImageDraw.Draw(owner).textbbox(middle, thing.name, font, "mm")
+    ImageDraw.Draw(owner).rectangle((left, top, right, bottom), fill=label)
+    width = (right - left) / len(thing.name)  # the font's digits are all of one width
+    for index, digit in enumerate(thing.name):
+        place = (left + index * width, top, left + (index + 1) * width, bottom)
+        ImageDraw.Draw(digits).rectangle(place, fill=1 + int(digit))
 
 
 def _draw_icon(image: Image.Image, owner: Image.Image, thing: Thing, box: Box, label: int) -> None:

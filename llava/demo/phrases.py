@@ -88,7 +88,10 @@ ICON = (
     "Name the icon.",
 )
 ANIMAL = ("What animal is this?", "What animal is shown?", "Which animal do you see?")
-ANIMALS = ("cat", "dog", "fish", "bird", "butterfly", "frog")
+ANIMALS = (
+    *("cat", "dog", "fish", "bird", "butterfly", "frog", "bee", "crab", "ladybug"),
+    *("lion", "octopus", "panda", "penguin", "pig", "rabbit", "turtle", "whale"),
+)
 DESCRIBE = (
     "Describe the picture.",
     "Describe the image.",

@@ -1,0 +1,3 @@
+#!/bin/sh
+# MMBench dev: mmbench.sh [CHECKPOINT [OPTION ...]].
+. "$(dirname "$0")/run.sh"

@@ -1,0 +1,3 @@
+#!/bin/sh
+# MME: mme.sh [CHECKPOINT [OPTION ...]].
+. "$(dirname "$0")/run.sh"

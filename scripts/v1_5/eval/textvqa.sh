@@ -1,0 +1,3 @@
+#!/bin/sh
+# TextVQA: textvqa.sh [CHECKPOINT [OPTION ...]].
+. "$(dirname "$0")/run.sh"

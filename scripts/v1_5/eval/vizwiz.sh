@@ -1,0 +1,3 @@
+#!/bin/sh
+# VizWiz test: vizwiz.sh [CHECKPOINT [OPTION ...]].
+. "$(dirname "$0")/run.sh"
