@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Frames = AsyncGenerator[bytes, None]
 """Frames with their NULs; errors are raised in it."""
 
-_FIRST_WAIT_S = 1.0
+_FIRST_WAIT_S = 2.0
 """An error that comes this early still gets its own status."""
 KEEP_ALIVE_S = 3.0
 """Below the shortest timeout of the original's parts, 5 s."""

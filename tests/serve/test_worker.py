@@ -180,7 +180,9 @@ def test_a_thousand_failures_leave_nothing_behind() -> None:
         async with network.client() as client:
             for _ in range(50):
                 calls = (client.post(ADDRESS + PATH, json=asked()) for _ in range(20))
-                assert {response.status_code for response in await asyncio.gather(*calls)} == {503}
+                told = [frames_of(response.content)[-1] for response in await asyncio.gather(*calls)]
+                # Not the status: on a machine that stalls, a sign of life goes out first, with 200.
+                assert {frame["code"] for frame in told} == {"engine"}
         assert worker.num_requests == 0
         await until(lambda: worker.queue.num_running == 0)
 
@@ -242,7 +244,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_given_to_the_engine() -> N
 def test_nuls_keep_a_slow_answer_alive() -> None:
     async def main() -> None:
         network = Network()
-        add_worker(network, 1, engine=WordEngine(["late"], delay_s=1.6))
+        add_worker(network, 1, engine=WordEngine(["late"], delay_s=2.6))
         app, body = network.apps[ADDRESS], json.dumps(asked()).encode()
         async with calling(app, PATH, body) as call:
             await call.task
