@@ -208,10 +208,10 @@ def _load(worker: ModelWorker, args: argparse.Namespace) -> None:
     options = _model_options(args)
     engine = load_engine(options)
     # A server's name for its model is a path too, unless it was told another one.
-    is_remote = isinstance(engine, RemoteEngine)
-    name = args.model_name or _name_of(options, engine.model_name if is_remote else options.path)
+    path = engine.model_name if isinstance(engine, RemoteEngine) else options.path
+    name = args.model_name or _name_of(options, path)
     note(f"model {name}: {engine.name}")
-    worker.take(engine, name=name, takes_prompts=not is_remote)
+    worker.take(engine, name=name, takes_prompts=not isinstance(engine, RemoteEngine))
 
 
 def _name_of(options: ModelOptions, path: str | None) -> str:

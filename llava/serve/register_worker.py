@@ -1,8 +1,8 @@
 """`python -m llava.serve.register_worker`: tell a controller about a worker, as the original's command does.
 
-The controller asks the worker for its status. A controller can be a worker of another one. A server that has
-only the OpenAI-compatible API (vLLM, SGLang, llama-server) is none: the error then names the command that puts
-a worker in front of it.
+The controller asks the worker for its status. A controller can be a worker of another one. A server that
+has only the OpenAI-compatible API (vLLM, SGLang, llama-server) is none: the error then names the command that
+puts a worker in front of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from llava.command import EXIT_OK, OptionParser
 from llava.command import run as run_command
-from llava.errors import RegistrationError, RemoteError, ReportedError
+from llava.errors import RegistrationError, RemoteError, ReportedError, RequestError, TooLargeError
 from llava.serve.network_options import add_token_argument, require_serving_packages
 from llava.serve.protocol import Registration, address_of
 
@@ -89,7 +89,7 @@ def _openai_server_at(address: str) -> _OpenAiServer | None:
     with ServingClient(address) as client:
         try:
             client.status()
-        except RemoteError:
+        except (RemoteError, RequestError, TooLargeError):
             return _OpenAiServer("", "")
         except ReportedError:
             # A worker or controller of ours, which wants its token on every route.

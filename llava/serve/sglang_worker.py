@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sgl-endpoint",
         metavar="ADDRESS",
-        help="of the SGLang server (http://127.0.0.1:30000); --model-path is then the model's path there, for "
-        "a server that has several",
+        help="of the SGLang server (http://127.0.0.1:30000); --model-path is then the model's path there, "
+        "for a server that has several",
     )
     return run_command(lambda: serve(_with_endpoint(parser.parse_all(words))), is_verbose=True)
 
