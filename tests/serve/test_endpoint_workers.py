@@ -1,4 +1,4 @@
-"""OpenAI-compatible servers as workers: llama-server in real processes, other listings from a small server."""
+"""OpenAI-compatible servers as workers: llama-server in real processes, the others by what they list."""
 
 from __future__ import annotations
 
@@ -237,7 +237,9 @@ def register(
             controller = address_of(client)
             words = ["--controller-address", controller, "--worker-name", address, *options]
             assert register_worker.main(words) == 2
-        return capsys.readouterr().err.replace(controller, "CONTROLLER")
+        # The controller, which is in this process, logs besides.
+        (said,) = re.findall(r"^error\[.*", capsys.readouterr().err, flags=re.MULTILINE)
+        return str(said).replace(controller, "CONTROLLER")
 
     monkeypatch.setenv("LLAVA_TOKEN_FILE", str(token))
     return register
@@ -261,7 +263,18 @@ def test_an_openai_only_server_is_named_with_the_command_for_it(
         f"error[registration]: {address} is an OpenAI-compatible server and no worker ({kind} serves "
         "llava-hf/llava-1.5-7b-hf): it answers /v1/models and not /worker_get_status. Start a worker in "
         f"front of it: python -m {command.format(address=address)} --controller-address CONTROLLER "
-        f"--token-file {token}\n"
+        f"--token-file {token}"
+    )
+
+
+def test_a_controller_elsewhere_is_given_this_machines_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu1")
+    args = argparse.Namespace(controller_address="http://front:10000", token_file=None)
+    server = register_worker._OpenAiServer("vllm", "m")
+    error = register_worker._no_worker(args, "http://localhost:8000", server)
+    assert error.remedy.endswith(
+        "--model-path http://localhost:8000/v1 --controller-address http://front:10000 --host 0.0.0.0 "
+        "--worker-address http://gpu1:21002"
     )
 
 
