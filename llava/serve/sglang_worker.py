@@ -35,7 +35,9 @@ def _with_endpoint(args: argparse.Namespace) -> argparse.Namespace:
         args.sgl_endpoint, args.model_path = args.model_path, None
     if args.sgl_endpoint is None or not args.sgl_endpoint.startswith(URL_SCHEMES):
         raise UsageError(
-            f"{args.sgl_endpoint or 'nothing'} is not the address of an SGLang server",
+            "no SGLang server is named"
+            if args.sgl_endpoint is None
+            else f"{args.sgl_endpoint} is not the address of an SGLang server",
             remedy="Give it as --sgl-endpoint http://HOST:PORT.",
         )
     if args.model_path is not None and (args.endpoint_model or args.model_path.startswith(URL_SCHEMES)):
