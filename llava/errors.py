@@ -188,9 +188,16 @@ class EngineBusyError(EngineError):
 
 
 class RemoteError(EngineError):
-    """An endpoint elsewhere cannot be reached, refuses, or answers nonsense."""
+    """An endpoint elsewhere cannot be reached, refuses, or answers nonsense.
+
+    status: of the HTTP response that refuses; None where there was none, or another reason.
+    """
 
     code = "remote"
+
+    def __init__(self, cause: str, *, remedy: str = "", status: int | None = None) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.status = status
 
 
 class ServingError(LlavaError):

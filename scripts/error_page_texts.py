@@ -365,6 +365,10 @@ WORDS: dict[str, Words] = {
             ("The worker gives localhost to a controller on another machine", "Give `--worker-address`."),
             ("NAT, a container or a firewall is between them", "Open the port; give the outer address."),
             ("Two workers have one address", "Give each its own `--port`."),
+            (
+                "`register_worker` was given a vLLM, SGLang or llama-server, which has no worker's routes",
+                "Start a worker in front of it, by the command that the error names.",
+            ),
         ),
     ),
     "worker-lost": Words(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+DEFAULT_MAX_CONCURRENCY = 32
 _MISSING = (404, 405, 501)
 _MAX_BODY_BYTES = 4 << 20
 """Of a list of models or an error page."""
@@ -38,7 +39,7 @@ class AsError(Protocol):
 class HttpOptions:
     """How long to wait for a server, how often to try, and how much to ask of it at once."""
 
-    max_concurrency: int = 32
+    max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     """Requests under way at a time; further ones wait here."""
     max_waiting: int = 1024
     """Requests that may wait; one more is refused with EngineBusyError."""

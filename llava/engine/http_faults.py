@@ -46,7 +46,7 @@ class Fault(Exception):
         tried = f" (tried {num_attempts} times)" if num_attempts > 1 else ""
         said = shorten(self.said.replace(secret, "***") if secret else self.said)
         quoted = f": {said}" if said else ""
-        return RemoteError(f"{url} {self.what}{tried}{quoted}", remedy=self.remedy)
+        return RemoteError(f"{url} {self.what}{tried}{quoted}", remedy=self.remedy, status=self.status)
 
 
 def shorten(text: str) -> str:

@@ -55,6 +55,7 @@ def load(
     engine: Literal["torch"] | None = ...,
     model: str | None = ...,
     api_key: str | None = ...,
+    max_concurrency: int | None = ...,
     options: EngineOptions | None = ...,
     **loading: Unpack[LoadArguments],
 ) -> TorchEngine: ...
@@ -67,6 +68,7 @@ def load(
     engine: EngineName | None,
     model: str | None = ...,
     api_key: str | None = ...,
+    max_concurrency: int | None = ...,
     options: EngineOptions | None = ...,
     **loading: Unpack[LoadArguments],
 ) -> Engine: ...
@@ -78,6 +80,7 @@ def load(
     engine: EngineName | None = None,
     model: str | None = None,
     api_key: str | None = None,
+    max_concurrency: int | None = None,
     options: EngineOptions | None = None,
     **loading: Unpack[LoadArguments],
 ) -> Engine:
@@ -88,7 +91,8 @@ def load(
     engine: None takes what reads the path: "remote" for an address, "llama.cpp" for a GGUF file, else
     "torch", whose `.model` is the transformers model. "auto" takes the fastest that is exact enough
     (`engine.choosing`), and says which. "openvino" converts once, into a cache folder.
-    model, api_key: of an endpoint: the name to ask for, where it has several, and the key it wants.
+    model, api_key, max_concurrency: of an endpoint: the name to ask for, where it has several, the key it
+    wants, and how many requests it is given at a time (None: 32).
     options: limits of an engine in this process.
     base, bits, device, dtype, template, image_size, device_map, attn_implementation: see LoadArguments.
     Raises CheckpointError and its children, ConfigError, UsageError, DependencyError, RemoteError.
@@ -98,11 +102,17 @@ def load(
     chosen = LoadOptions(**loading)
     if name == "remote":
         _check_unused(name, chosen, allowed=("template",))
-        template = chosen.template or REMOTE_TEMPLATE
-        return RemoteEngine.connect(str(source), model=model, api_key=api_key, template=template)
-    if model is not None or api_key is not None:
+        return RemoteEngine.connect(
+            str(source),
+            model=model,
+            api_key=api_key,
+            template=chosen.template or REMOTE_TEMPLATE,
+            max_concurrency=max_concurrency,
+        )
+    if any(given is not None for given in (model, api_key, max_concurrency)):
         raise UsageError(
-            f"model and api_key are for an endpoint, and {source} is none", remedy="Leave them out."
+            f"model, api_key and max_concurrency are for an endpoint, and {source} is none",
+            remedy="Leave them out.",
         )
     if name == "llama.cpp":
         _check_unused(name, chosen, allowed=("template",))

@@ -43,6 +43,10 @@ class ModelOptions:
 
     engine: EngineName = "auto"
     """What answers; "auto" is the fastest that is exact enough."""
+    endpoint_model: str | None = None
+    """Which of an endpoint's models answers; None is the first that it lists."""
+    endpoint_concurrency: int | None = None
+    """Requests that an endpoint is given at a time; None is RemoteOptions' own limit."""
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -121,7 +125,9 @@ def load_engine(options: ModelOptions) -> Engine:
         template=options.template,
         image_size=options.image_size,
         device_map=options.device_map,
+        model=options.endpoint_model,
         api_key=os.environ.get(API_KEY_VARIABLE) if options.is_endpoint else None,
+        max_concurrency=options.endpoint_concurrency,
     )
     for notice in engine.notices:
         note(f"note: {notice}")

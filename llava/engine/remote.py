@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llava.engine.http_endpoint import Endpoint, HttpOptions, base_address
+from llava.engine.http_endpoint import DEFAULT_MAX_CONCURRENCY, Endpoint, HttpOptions, base_address
 from llava.engine.http_engine import Delta, HttpEngine, Written, check_pictures
 from llava.engine.http_faults import Fault
 from llava.engine.remote_events import read_chat_event
@@ -83,14 +83,14 @@ class RemoteEngine(HttpEngine):
         model: str | None = None,
         api_key: str | None = None,
         template: str = "vicuna_v1",
-        max_concurrency: int = 32,
+        max_concurrency: int | None = None,
         first_token_timeout_s: float = 600.0,
         num_retries: int = 4,
     ) -> RemoteEngine:
         """Return an engine for an endpoint; RemoteOptions says what the arguments mean."""
         options = RemoteOptions(
             template=template,
-            max_concurrency=max_concurrency,
+            max_concurrency=DEFAULT_MAX_CONCURRENCY if max_concurrency is None else max_concurrency,
             first_token_timeout_s=first_token_timeout_s,
             num_retries=num_retries,
         )
@@ -105,6 +105,11 @@ class RemoteEngine(HttpEngine):
     def model_name(self) -> str:
         """What the endpoint calls the model."""
         return self._model
+
+    @property
+    def server(self) -> str:
+        """What calls itself the owner of the model ("vllm", "sglang", "llamacpp"); "" where nothing does."""
+        return self._server
 
     @property
     def template(self) -> ChatTemplate:

@@ -57,11 +57,13 @@ def create_app(worker: ModelWorker, heart_beats: HeartBeats | None = None) -> Fa
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: _serve(_parser().parse_all(words)), is_verbose=True)
+    parser = worker_parser("python -m llava.serve.model_worker", description=__doc__)
+    return run_command(lambda: serve(parser.parse_all(words)), is_verbose=True)
 
 
-def _parser() -> OptionParser:
-    parser = OptionParser(prog="python -m llava.serve.model_worker", description=__doc__)
+def worker_parser(prog: str, *, description: str) -> OptionParser:
+    """Return a parser of a worker's options, for this command and those that put something else behind it."""
+    parser = OptionParser(prog=prog, description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_network_arguments(parser, port=DEFAULT_PORT)
     _add_controller_arguments(parser)
@@ -124,6 +126,11 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model-base", metavar="PATH", help="language model under a projector or LoRA checkpoint"
     )
+    group.add_argument(
+        "--endpoint-model",
+        metavar="NAME",
+        help="which of an OpenAI-compatible server's models answers (default: the first that it lists)",
+    )
     group.add_argument("--model-name", help="what clients call it (default: from the path)")
     group.add_argument("--device", help="cpu, cuda, mps (default: the best present)")
     group.add_argument("--template", "--conv-mode", metavar="NAME", help="over the checkpoint's")
@@ -133,7 +140,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--use-flash-attn", action="store_true", help="taken for LLaVA's sake; no effect")
 
 
-def _serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> int:
+    """Answer for one model until a signal ends it; returns the exit code. `args`: of `worker_parser`."""
     require_serving_packages()
     from llava.serve.client import AsyncServingClient
     from llava.serve.http.lifecycle import Lifecycle
@@ -188,6 +196,8 @@ def _model_options(args: argparse.Namespace) -> ModelOptions:
         template=args.template,
         device_map=None if is_endpoint else device_map_of(args.device),
         engine=args.engine,
+        endpoint_model=args.endpoint_model,
+        endpoint_concurrency=args.limit_model_concurrency if is_endpoint else None,
     )
 
 
@@ -197,19 +207,18 @@ def _load(worker: ModelWorker, args: argparse.Namespace) -> None:
 
     options = _model_options(args)
     engine = load_engine(options)
-    if isinstance(engine, RemoteEngine):
-        name, takes_prompts = args.model_name or engine.model_name, False
-    else:
-        name, takes_prompts = args.model_name or _name_of(options), True
+    # A server's name for its model is a path too, unless it was told another one.
+    path = engine.model_name if isinstance(engine, RemoteEngine) else options.path
+    name = args.model_name or _name_of(options, path)
     note(f"model {name}: {engine.name}")
-    worker.take(engine, name=name, takes_prompts=takes_prompts)
+    worker.take(engine, name=name, takes_prompts=not isinstance(engine, RemoteEngine))
 
 
-def _name_of(options: ModelOptions) -> str:
+def _name_of(options: ModelOptions, path: str | None) -> str:
     """Return what the original calls a model at this path."""
     from llava.mm_utils import get_model_name_from_path
 
-    return options.name if options.path is None else get_model_name_from_path(options.path)
+    return options.name if path is None else get_model_name_from_path(path)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_an_address_is_asked_and_what_it_cannot_do_is_refused() -> None:
         llava.load(address, engine="torch")
     with pytest.raises(UsageError, match="no http"):
         llava.load(embedded_model_path(), engine="remote")
-    with pytest.raises(UsageError, match="model and api_key"):
+    with pytest.raises(UsageError, match="model, api_key and max_concurrency"):
         llava.load(embedded_model_path(), api_key="x")
 
 

@@ -102,7 +102,7 @@ class Place:
 
     def controller(self, port: int = 0) -> tuple[Process, str]:
         """Start a controller that forgets quickly; returns it and its address."""
-        process = self._start(
+        process = self.start(
             "controller", "-m", "llava.serve.controller", f"--port={port}", "--heart-beat-expiration=1.5"
         )
         return process, process.wait_for(r"controller ready at (\S+)")
@@ -110,7 +110,7 @@ class Place:
     def worker(self, controller: str, port: int, *options: str, is_slow: bool = True) -> Process:
         """Start a worker, which may take a while to be ready."""
         program = [str(self._slow)] if is_slow else ["-m", "llava.serve.model_worker", "--engine=torch"]
-        return self._start(
+        return self.start(
             "worker",
             *program,
             "--controller",
@@ -138,7 +138,8 @@ class Place:
         for process in self._processes:
             process.close()
 
-    def _start(self, name: str, *command: str) -> Process:
+    def start(self, name: str, *command: str) -> Process:
+        """Start a Python program, which ends with the place."""
         process = Process(self.folder, name, *command)
         self._processes.append(process)
         return process

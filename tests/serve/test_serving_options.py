@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 
-from llava.serve import controller, model_worker, register_worker, test_message
+from llava.serve import controller, model_worker, register_worker, sglang_worker, test_message
 from llava.serve.network_options import add_network_arguments, address_on, network_of
 
 
 @pytest.mark.parametrize(
-    "module", ["controller", "controller_routes", "register_worker", "test_message", "client", "model_worker"]
-)
+    "module",
+    [
+        "controller", "controller_routes", "register_worker", "test_message", "client", "model_worker",
+        "sglang_worker",
+    ],
+)  # fmt: skip
 def test_servers_and_clients_import_no_torch(module: str) -> None:
     code = f"import sys, llava.serve.{module}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", [controller, model_worker, register_worker, test_message])
+@pytest.mark.parametrize("module", [controller, model_worker, register_worker, sglang_worker, test_message])
 def test_the_originals_options_are_known(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     originals = {
         controller: "--host --port --dispatch-method",
@@ -30,6 +34,8 @@ def test_the_originals_options_are_known(module: Any, capsys: pytest.CaptureFixt
         "--model-path --model-base --model-name --device --multi-modal --limit-model-concurrency "
         "--stream-interval --no-register --load-8bit --load-4bit --use-flash-attn",
         register_worker: "--controller-address --worker-name --check-heart-beat",
+        sglang_worker: "--host --port --worker-address --controller-address --model-name --sgl-endpoint "
+        "--limit-model-concurrency --stream-interval --no-register",
         test_message: "--controller-address --worker-address --model-name --max-new-tokens --message",
     }
     assert module.main(["--help"]) == 0
