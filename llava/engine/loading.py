@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -14,6 +15,7 @@ from llava.engine.engine import EngineOptions
 from llava.engine.gguf_facts import is_gguf
 from llava.engine.llama_cpp import LlamaCppEngine
 from llava.engine.names import ENGINES, URL_SCHEMES, EngineName
+from llava.engine.openvino.paging import Precision
 from llava.engine.openvino_engine import OpenVinoEngine
 from llava.engine.protocol import Engine
 from llava.engine.remote import RemoteEngine
@@ -21,6 +23,7 @@ from llava.engine.torch_engine import TorchEngine
 from llava.errors import ConfigError, UsageError
 from llava.log import get_logger
 from llava.model.builder import LoadOptions, load_model
+from llava.model.device import dtype_name
 
 logger = get_logger(__name__)
 
@@ -38,7 +41,7 @@ class LoadArguments(TypedDict, total=False):
     device: str | None
     """"cpu", "cuda", "cuda:1", "mps"; None takes the best present."""
     dtype: str | None
-    """"float32", "bfloat16" or "float16"; None takes the device's own."""
+    """"float32", "bfloat16" or "float16"; None takes the device's own. openvino: what it computes in."""
     template: str | None
     """Prompt template, over the checkpoint's."""
     image_size: int | None
@@ -166,7 +169,7 @@ def _load_torch(
 def _load_openvino(
     source: str | os.PathLike[str], loading: LoadOptions, options: EngineOptions | None
 ) -> OpenVinoEngine:
-    _check_unused("openvino", loading, allowed=("base", "bits", "template", "image_size", "device"))
+    _check_unused("openvino", loading, allowed=("base", "bits", "template", "image_size", "device", "dtype"))
     if loading.device not in (None, "auto", "cpu"):
         raise UsageError(
             f"the engine 'openvino' runs on the CPU, and device is {loading.device!r}",
@@ -175,6 +178,7 @@ def _load_openvino(
     return OpenVinoEngine.load(
         source,
         format=format_of_bits(loading.bits),
+        precision=_precision(loading),
         base=loading.base,
         image_size=loading.image_size,
         template=loading.template,
@@ -182,13 +186,32 @@ def _load_openvino(
     )
 
 
+def _precision(loading: LoadOptions) -> Precision:
+    """Return what OpenVINO shall compute in; raises UsageError for what it cannot."""
+    name = dtype_name(loading.dtype)
+    if name is None or name == "float32":
+        return "float32"
+    if name != "bfloat16":
+        raise UsageError(
+            f"the engine 'openvino' does not compute in {name}", remedy="Use float32 or bfloat16."
+        )
+    if loading.bits is not None:
+        raise UsageError(
+            f"the engine 'openvino' computes in float32 with {loading.bits}-bit weights",
+            remedy="Leave the dtype or the bits out.",
+        )
+    return "bfloat16"
+
+
 def _load_fastest(
     source: str | os.PathLike[str], loading: LoadOptions, options: EngineOptions | None
 ) -> Engine:
     choice = choose(source, loading)
     logger.info("engine: %s", choice.reason)
-    load_chosen = _load_openvino if choice.engine == "openvino" else _load_torch
-    engine: Engine = load_chosen(source, loading, options)
+    if choice.engine == "openvino":
+        engine: Engine = _load_openvino(source, replace(loading, dtype=choice.precision), options)
+    else:
+        engine = _load_torch(source, loading, options)
     if choice.is_notable:
         engine.notices = (f"engine: {choice.reason}", *engine.notices)
     return engine

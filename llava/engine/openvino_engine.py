@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from llava.engine.engine import ChatEngine, EngineOptions
-from llava.engine.openvino.paging import OpenVinoOptions
+from llava.engine.openvino.paging import OpenVinoOptions, Precision
 from llava.engine.openvino.store import load_openvino
 from llava.engine.openvino.support import WeightFormat
 
@@ -19,12 +19,16 @@ class OpenVinoEngine(ChatEngine):
         path: str | os.PathLike[str],
         *,
         format: WeightFormat = "int8",
+        precision: Precision = "float32",
         base: str | None = None,
         image_size: int | None = None,
         template: str | None = None,
         options: EngineOptions | None = None,
     ) -> OpenVinoEngine:
-        """Load a checkpoint, converting it first where that was not done before; see `load_openvino`."""
+        """Load a checkpoint, converting it first where that was not done before; see `load_openvino`.
+
+        precision: what is computed in, see `OpenVinoOptions`.
+        """
         options = options or EngineOptions()
         frontend, runner = load_openvino(
             path,
@@ -32,6 +36,6 @@ class OpenVinoEngine(ChatEngine):
             base=base,
             image_size=image_size,
             template=template,
-            options=OpenVinoOptions(cache_bytes=options.cache_bytes),
+            options=OpenVinoOptions(cache_bytes=options.cache_bytes, precision=precision),
         )
         return cls(frontend, runner, options)

@@ -57,12 +57,18 @@ def resolve_dtype(
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
+    return _default_dtype(device.type, num_parameters) if name is None else DTYPES[name]
+
+
+def dtype_name(dtype: str | None) -> str | None:
+    """Return the full name of a dtype, None for the device's own; raises ConfigError for an unknown one."""
     if dtype is None or dtype == "auto":
-        return _default_dtype(device.type, num_parameters)
+        return None
     name = _ALIASES.get(dtype, dtype)
     if name not in DTYPES:
         raise ConfigError.of_field("dtype", dtype, DTYPES)
-    return DTYPES[name]
+    return name
 
 
 def _best_device() -> Literal["cuda", "mps", "cpu"]:
@@ -90,10 +96,10 @@ def _default_dtype(device_type: str, num_parameters: int) -> torch.dtype:
     if device_type == "mps":
         return torch.float16
     is_small = num_parameters <= SMALL_MODEL
-    return torch.float32 if is_small or not _cpu_computes_bfloat16() else torch.bfloat16
+    return torch.float32 if is_small or not cpu_computes_bfloat16() else torch.bfloat16
 
 
-def _cpu_computes_bfloat16() -> bool:
+def cpu_computes_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX on x86, BF16 on Arm (Linux)."""
     if platform.machine() in ("x86_64", "AMD64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -101,3 +107,8 @@ def _cpu_computes_bfloat16() -> bool:
         return "bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+
+
+def cpu_has_tiles() -> bool:
+    """Whether the CPU multiplies bfloat16 in tiles (Intel's AMX), several times as fast as float32."""
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_amx_tile_supported())

@@ -15,6 +15,7 @@ from llava.engine.choosing import choose
 from llava.engine.openvino_engine import OpenVinoEngine
 from llava.engine.torch_engine import TorchEngine
 from llava.errors import ConfigError, DependencyError, RemoteError, UsageError
+from llava.model import device
 from llava.model.builder import LoadOptions, new_model
 from llava.model.saving import rules_of, save_checkpoint
 from llava.processing.tokenizer import load_tokenizer
@@ -52,16 +53,44 @@ def test_the_embedded_model_is_too_small_to_convert() -> None:
         ({}, "openvino", "float16 weights"),
         ({"bits": 8}, "openvino", "int8 weights"),
         ({"bits": 4}, "openvino", "int4 weights"),
-        ({"dtype": "float32"}, "torch", "dtype"),
+        ({"dtype": "fp32"}, "openvino", "float16 weights"),
+        ({"dtype": "bf16"}, "openvino", "bfloat16"),
+        ({"dtype": "bf16", "bits": 8}, "torch", "dtype bfloat16"),
+        ({"dtype": "float16"}, "torch", "dtype float16"),
         ({"attn_implementation": "eager"}, "torch", "attn_implementation"),
     ],
 )
 def test_what_is_asked_decides_what_is_exact_enough(
-    options: dict[str, Any], engine: str, reason: str
+    options: dict[str, Any], engine: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choosing, "why_no_bfloat16", lambda: None)
     choice = choose(embedded_model_path(), LoadOptions(device="cpu", **options))
     assert choice.engine == engine
     assert reason in choice.reason
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("size", ["large", "small"])
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_large_models_are_computed_in_bfloat16_where_the_cpu_has_tiles(
+    size: str, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "cpu_has_tiles", lambda: has_tiles)
+    monkeypatch.setattr(choosing, "why_no_bfloat16", lambda: None)
+    monkeypatch.setattr(device, "SMALL_MODEL", 0 if size == "large" else 10**9)
+    is_narrow = size == "large" and has_tiles
+    path = embedded_model_path()
+    assert choose(path, LoadOptions(device="cpu")).precision == ("bfloat16" if is_narrow else "float32")
+    assert choose(path, LoadOptions(device="cpu", dtype="float32")).precision == "float32"
+    assert choose(path, LoadOptions(device="cpu", bits=8)).precision == "float32"
+
+
+@pytest.mark.usefixtures("any_size")
+def test_bfloat16_without_units_for_it_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "why_no_bfloat16", lambda: "there are no units")
+    choice = choose(embedded_model_path(), LoadOptions(device="cpu", dtype="bfloat16"))
+    assert choice.engine == "torch"
+    assert "no units" in choice.reason
 
 
 @pytest.mark.usefixtures("any_size")
@@ -103,8 +132,10 @@ def test_openvino_by_name_with_fewer_bits() -> None:
     assert "int8" in engine.name
     assert engine.ask("Where is the star?", STAR) == "Bottom right."
     engine.close()
-    with pytest.raises(UsageError, match="does not know dtype"):
-        llava.load(engine="openvino", dtype="float32")
+    with pytest.raises(UsageError, match="does not compute in float16"):
+        llava.load(engine="openvino", dtype="float16")
+    with pytest.raises(UsageError, match="computes in float32 with 8-bit weights"):
+        llava.load(engine="openvino", dtype="bfloat16", bits=8)
     with pytest.raises(UsageError, match="runs on the CPU"):
         llava.load(engine="openvino", device="cuda")
 

@@ -29,7 +29,7 @@ def test_the_dtype_is_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, big = torch.device("cpu"), SMALL_MODEL + 1
     assert resolve_dtype(None, cpu, num_parameters=SMALL_MODEL) == torch.float32
     for has_units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("llava.model.device._cpu_computes_bfloat16", lambda units=has_units: units)
+        monkeypatch.setattr("llava.model.device.cpu_computes_bfloat16", lambda units=has_units: units)
         assert resolve_dtype(None, cpu, num_parameters=big) == dtype
     for has_units, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda units=has_units, **_: units)

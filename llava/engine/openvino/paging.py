@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava.engine.openvino.blocks import blocks_for
+from llava.engine.openvino.support import why_no_bfloat16
 from llava.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     from llava.engine.openvino.support import WeightFormat
 
-CachePrecision = Literal["float32", "float16", "uint8"]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+CachePrecision = Literal["float32", "float16", "uint8", "bfloat16"]
 CACHE_PRECISIONS: tuple[CachePrecision, ...] = ("float32", "float16", "uint8")
-_NAMES = {"float32": "f32", "float16": "f16", "uint8": "u8"}
+_NAMES = {"float32": "f32", "float16": "f16", "uint8": "u8", "bfloat16": "bf16"}
 """OpenVINO's names."""
 _DEFAULT_ROWS = 8
 """Rows of full length that the default cache has room for."""
@@ -43,6 +46,8 @@ class OpenVinoOptions:
     """None: as many as there are cores."""
     cache_bytes: int | None = None
     """Memory of keys and values; None: eight rows of full length, at most 4 GiB."""
+    precision: Precision = "float32"
+    """What is computed in. bfloat16 wants a CPU with units for it; weights, keys and values become it too."""
     cache_precision: CachePrecision | None = None
     """Stored keys and values; None: float32 for weights in float32 and float16, else float16."""
     activation_group: int = 128
@@ -55,6 +60,11 @@ class OpenVinoOptions:
                 raise ConfigError(f"{name} is {value}", remedy="Give a whole number above 0.")
         if self.cache_precision not in (None, *CACHE_PRECISIONS):
             raise ConfigError.of_field("cache_precision", self.cache_precision, CACHE_PRECISIONS)
+        if self.precision == "bfloat16" and self.cache_precision is not None:
+            raise ConfigError(
+                f"cache_precision is {self.cache_precision!r} and precision 'bfloat16'",
+                remedy="Leave one of them out.",
+            )
         if self.activation_group < 0:
             raise ConfigError(f"activation_group is {self.activation_group}", remedy="Give 0 or more.")
 
@@ -64,18 +74,28 @@ class OpenVinoOptions:
         Rounded to 16 bits they change logits by 1e-3 of their size: a hundred times what exact weights leave,
         a thirtieth of what weights in 8 bits do (docs/cpu.md).
         """
+        if self.precision == "bfloat16":
+            return "bfloat16"  # paged attention takes no other there
         if self.cache_precision is not None:
             return self.cache_precision
         return "float32" if weight_format in ("float32", "float16") else "float16"
 
 
-def compile_vision(path: Path, options: OpenVinoOptions) -> openvino.CompiledModel:
-    """Return the compiled graph of tower and projector."""
+def _core(options: OpenVinoOptions) -> openvino.Core:
+    """Return what compiles; raises ConfigError for a precision that this machine has not."""
     import openvino
 
-    core = openvino.Core()
+    if options.precision == "bfloat16" and (reason := why_no_bfloat16(options.num_threads)) is not None:
+        raise ConfigError(f"{reason}, and bfloat16 was asked for", remedy="Compute in float32.")
+    return openvino.Core()
+
+
+def compile_vision(path: Path, options: OpenVinoOptions) -> openvino.CompiledModel:
+    """Return the compiled graph of tower and projector."""
+    core = _core(options)
     graph = core.read_model(path)
-    _keep_narrow(graph)
+    if options.precision == "float32":
+        _keep_narrow(graph)
     return core.compile_model(graph, "CPU", _properties(options))
 
 
@@ -83,13 +103,13 @@ def compile_decoder(
     path: Path, options: OpenVinoOptions, weight_format: WeightFormat
 ) -> openvino.CompiledModel:
     """Return the compiled decoder with paged attention in place of attention over states."""
-    import openvino
     from openvino._offline_transformations import paged_attention_transformation
 
-    core = openvino.Core()
+    core = _core(options)
     graph = core.read_model(path)
     paged_attention_transformation(graph)
-    _keep_narrow(graph)
+    if options.precision == "float32":
+        _keep_narrow(graph)
     properties = _properties(options) | {
         "KV_CACHE_PRECISION": _NAMES[options.cache_precision_for(weight_format)]
     }
@@ -110,8 +130,8 @@ def _keep_narrow(graph: openvino.Model) -> None:
 
 def _properties(options: OpenVinoOptions) -> dict[str, Any]:
     properties: dict[str, Any] = {
-        # Left alone, it is bfloat16 where the CPU has units for it: measured no faster, and not exact.
-        "INFERENCE_PRECISION_HINT": _NAMES["float32"],
+        # Left alone, it is bfloat16 wherever the CPU has units for it, and not exact.
+        "INFERENCE_PRECISION_HINT": _NAMES[options.precision],
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
@@ -132,7 +152,8 @@ class KeyValueCache:
         shapes = {
             name: [n.get_length() for n in list(port.partial_shape)[1:]] for name, port in ports.items()
         }
-        dtypes = {name: port.element_type.to_dtype() for name, port in ports.items()}
+        self._types = {name: port.element_type for name, port in ports.items()}
+        dtypes = {name: _numpy_dtype(kind) for name, kind in self._types.items()}
         # Values are [blocks, heads, positions, width] in every precision; keys may be laid out otherwise.
         self.block_size = next(shape[1] for name, shape in shapes.items() if name.startswith("value"))
         """Positions of a block."""
@@ -146,7 +167,8 @@ class KeyValueCache:
         import openvino
 
         for name, array in self._arrays.items():
-            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            shape = openvino.Shape(list(array.shape))
+            request.set_tensor(name, openvino.Tensor(array, shape, self._types[name]))
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block in every layer."""
@@ -163,6 +185,14 @@ class KeyValueCache:
                 remedy=f"Give at least {blocks_per_row * self.block_bytes}, one row of full length.",
             )
         return cache_bytes // self.block_bytes
+
+
+def _numpy_dtype(kind: openvino.Type) -> np.dtype[Any]:
+    """Return the dtype that holds a type of OpenVINO's; numpy has no bfloat16, which is only copied."""
+    if kind.get_type_name() == "bf16":
+        return np.dtype(np.uint16)
+    dtype: np.dtype[Any] = kind.to_dtype()
+    return dtype
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

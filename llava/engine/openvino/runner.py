@@ -99,7 +99,7 @@ class OpenVinoRunner:
     ) -> None:
         """`folder`: what `conversion.convert` wrote. context_length: the longest row there can be."""
         options = options or OpenVinoOptions()
-        self._name = f"openvino {weight_format}"
+        self._name = f"openvino {weight_format if options.precision == 'float32' else options.precision}"
         self._embeddings: npt.NDArray[Any] = np.load(folder / EMBEDDINGS, mmap_mode="r")
         with kept_signal_stack():
             vision = compile_vision(folder / VISION, options)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava.errors import CheckpointError, ConfigError, DependencyError
 from llava.model.conventions import context_length
+from llava.model.device import cpu_computes_bfloat16
 
 if TYPE_CHECKING:
     from llava.model.config import LlavaConfig
@@ -45,6 +46,30 @@ def require_openvino(*, nncf: bool = False) -> None:
         if importlib.util.find_spec(package) is None:
             raise DependencyError.of_extra(package, "cpu", "the openvino engine")
     sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None makes its import fail
+
+
+def why_no_bfloat16(num_threads: int | None = None) -> str | None:
+    """Return why OpenVINO cannot compute in bfloat16 here, None if it can. num_threads: None: all.
+
+    With one thread, compiling its bfloat16 attention ends the process by SIGFPE (2026.4).
+    """
+    if not cpu_computes_bfloat16():
+        return "this CPU has no units for bfloat16"
+    if _num_threads(num_threads) < 2:
+        return "OpenVINO needs two threads for bfloat16"
+    return None
+
+
+def _num_threads(wanted: int | None) -> int:
+    """Return how many threads a graph gets: OpenVINO knows affinity and a container's limits."""
+    import openvino
+    from openvino import opset13
+
+    value = opset13.parameter([1], name="value")
+    properties: dict[str, Any] = {} if wanted is None else {"INFERENCE_NUM_THREADS": wanted}
+    compiled = openvino.compile_model(openvino.Model([opset13.relu(value)], [value]), "CPU", properties)
+    num_threads: int = compiled.get_property("INFERENCE_NUM_THREADS")
+    return num_threads
 
 
 def check_format(weight_format: str) -> None:

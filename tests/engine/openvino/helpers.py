@@ -7,19 +7,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from llava.demo import embedded_model_path
 from llava.engine.openvino.conversion import convert
 from llava.engine.openvino.paging import OpenVinoOptions
 from llava.engine.openvino.runner import OpenVinoRunner, PagedRow
-from llava.engine.openvino.support import WeightFormat
+from llava.engine.openvino.support import WeightFormat, why_no_bfloat16
 from llava.engine.runner import Chunk
 from llava.model.modeling import LlavaForCausalLM
 from tests.model.folders import loaded
 
 EMBEDDED = embedded_model_path()
 ONE_THREAD = OpenVinoOptions(num_threads=1)
+NEEDS_BFLOAT16 = pytest.mark.skipif(why_no_bfloat16(2) is not None, reason="no bfloat16 for OpenVINO here")
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,12 +10,15 @@ import torch
 
 from llava.demo.drawing import draw
 from llava.demo.scenes import make_scene
+from llava.engine.openvino.paging import OpenVinoOptions
+from llava.engine.openvino.runner import OpenVinoRunner
 from llava.engine.openvino.support import WeightFormat
 from llava.engine.runner import Chunk
 from llava.model.builder import new_model
 from llava.templates import PICTURE, Turn
 from tests.engine.openvino.helpers import (
     EMBEDDED,
+    NEEDS_BFLOAT16,
     continue_greedily,
     embeds_of,
     run_new,
@@ -149,8 +152,12 @@ def test_other_language_models_are_those_of_torch(
     ("weight_format", "least"), [("float32", 1.0), ("float16", 1.0), ("int8", 1.0), ("int4", 0.8)]
 )
 def test_the_embedded_model_answers_alike_in_every_format(weight_format: WeightFormat, least: float) -> None:
+    _check_answers(runner_of(EMBEDDED, weight_format), least)
+
+
+def _check_answers(runner: OpenVinoRunner, least: float) -> None:
+    """Check that at least this share of the tokens of answers are torch's, up to the first that differs."""
     frontend = loaded(EMBEDDED)
-    runner = runner_of(EMBEDDED, weight_format)
     num_tokens = num_same = 0
     for seed, question in enumerate(QUESTIONS):
         picture = draw(make_scene(200_000 + seed, "held-out")).image
@@ -166,6 +173,13 @@ def test_the_embedded_model_answers_alike_in_every_format(weight_format: WeightF
         num_same += same_start(wanted, answer)
     assert num_tokens > 20
     assert num_same >= least * num_tokens
+
+
+@NEEDS_BFLOAT16
+def test_the_embedded_model_answers_alike_in_bfloat16() -> None:
+    runner = runner_of(EMBEDDED, "float16", OpenVinoOptions(num_threads=2, precision="bfloat16"))
+    assert runner.name == "openvino bfloat16"
+    _check_answers(runner, 0.9)
 
 
 def _processor() -> Any:

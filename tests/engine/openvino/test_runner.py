@@ -5,15 +5,24 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
+from llava.engine.openvino import support
 from llava.engine.openvino.paging import OpenVinoOptions
 from llava.engine.openvino.runner import OpenVinoRunner, PagedPrefix, PagedRow
 from llava.engine.runner import Chunk
 from llava.errors import ConfigError, EngineError
-from tests.engine.openvino.helpers import EMBEDDED, continue_greedily, converted, embeds_of, runner_of
+from tests.engine.openvino.helpers import (
+    EMBEDDED,
+    NEEDS_BFLOAT16,
+    continue_greedily,
+    converted,
+    embeds_of,
+    runner_of,
+)
 from tests.model.folders import CLIP, loaded
 
 pytest.importorskip("openvino")
@@ -212,9 +221,16 @@ def test_embeddings_are_those_of_torch_and_places_of_pictures_are_finite() -> No
     assert rows.dtype == torch.float32
 
 
-@pytest.mark.parametrize("precision", ["float16", "uint8"])
-def test_narrow_caches_share_and_copy_blocks_too(precision: str) -> None:
-    options = OpenVinoOptions(num_threads=1, cache_precision=precision)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {"cache_precision": "float16"},
+        {"cache_precision": "uint8"},
+        pytest.param({"precision": "bfloat16", "num_threads": 2}, marks=NEEDS_BFLOAT16),
+    ],
+)
+def test_narrow_caches_share_and_copy_blocks_too(narrow: dict[str, Any]) -> None:
+    options = OpenVinoOptions(**{"num_threads": 1} | narrow)
     runner = runner_of(EMBEDDED, options=options)
     embeds = runner.embed(torch.arange(3, 80))
     row = runner.open(100)
@@ -232,6 +248,19 @@ def test_narrow_caches_share_and_copy_blocks_too(precision: str) -> None:
 def test_options_out_of_bounds_are_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         OpenVinoOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_bfloat16_is_refused_where_the_machine_cannot_and_beside_another_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match="cache_precision is 'uint8' and precision 'bfloat16'"):
+        OpenVinoOptions(precision="bfloat16", cache_precision="uint8")
+    monkeypatch.setattr(support, "cpu_computes_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match="no units for bfloat16"):
+        runner_of(EMBEDDED, options=OpenVinoOptions(precision="bfloat16"))
+    monkeypatch.setattr(support, "cpu_computes_bfloat16", lambda: True)
+    with pytest.raises(ConfigError, match="two threads"):
+        runner_of(EMBEDDED, options=OpenVinoOptions(num_threads=1, precision="bfloat16"))
 
 
 def test_a_cache_smaller_than_a_block_is_refused() -> None:
