@@ -291,7 +291,7 @@ class ReportedError(ServingError):
         cause: str,
         *,
         remedy: str = "",
-        reported_code: str,
+        reported_code: str = code,
         error_number: int = 1,
         request_id: str = "",
     ) -> None:
