@@ -91,12 +91,13 @@ def ray_options_of(args: argparse.Namespace) -> RayOptions | None:
                 f"{', '.join(sorted(stated))} without a cluster", remedy="Add --ray or --ray-address."
             )
         return None
+    device = None if args.device == "auto" else args.device
+    _check_device(device, args.replica_gpus)
     defaults = {
         "max_replicas": 1 if args.min_replicas is None else args.min_replicas,
         "max_running": args.max_running,
-        "num_gpus": None if args.device is None else float(_is_cuda(args.device)),
+        "num_gpus": None if device is None else float(_is_cuda(device)),
     }
-    _check_device(args.device, args.replica_gpus)
     return RayOptions(**{name: value for name, value in {**defaults, **stated}.items() if value is not None})
 
 
