@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ pytest.importorskip("ray")
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from llava.engine.model_options import ModelOptions
-from llava.engine.request import Answer, Choice, Request, SamplingParams, Timing, TokenLogprob
+from llava.engine.request import Request, SamplingParams, TokenLogprob
 from llava.errors import (
     ContextLengthError,
     EngineError,
@@ -26,80 +25,14 @@ from llava.errors import (
     RemoteError,
     WorkerLostError,
 )
+from llava.processing.images import ImageSource
 from llava.serve.ray_engine import RayEngine, affinity_of
 from llava.templates import Turn
+from tests.serve.ray_fakes import ANSWER, LOGPROB, FakeHandle, sent
 from tests.serve.servers import wait_until
 
 # Ray Serve uses what pydantic has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-LOGPROBS = (TokenLogprob(Choice(9, "A dog.", -0.5), (Choice(9, "A dog.", -0.5), Choice(3, "A cat.", -2.0))),)
-ANSWER = Answer(
-    "A dog.", "stop", 7, 3, Timing(0.5, 1.5, image_s=0.25), num_cached_tokens=2, logprobs=LOGPROBS
-)
-Script = Callable[[Request], AsyncIterator[Any]]
-
-
-class FakeItems:
-    """One request's items; where it is cancelled, its script is."""
-
-    def __init__(self, items: AsyncIterator[Any]) -> None:
-        self._items = items
-        self.is_cancelled = threading.Event()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self._items
-
-    def cancel(self) -> None:
-        self.is_cancelled.set()
-
-
-class FakeHandle:
-    """Replicas that answer by a script, or whose description is an error."""
-
-    def __init__(self, script: Script | None = None, *, description: Any = None) -> None:
-        from llava.serve.ray_replica import Description
-
-        self._script = script or (lambda _: sent(ANSWER))
-        self._description = description or Description(
-            "echo", "vicuna_v1", ("It is small.",), ModelOptions(bits=4)
-        )
-        self.calls: list[tuple[Request, str]] = []
-        self.given: list[FakeItems] = []
-
-    @property
-    def describe(self) -> FakeHandle.Describe:
-        return FakeHandle.Describe(self)
-
-    def options(self, *, method_name: str, stream: bool) -> FakeHandle:
-        assert (method_name, stream) == ("answer", True)
-        return self
-
-    def remote(self, request: Request, affinity: str) -> FakeItems:
-        self.calls.append((request, affinity))
-        self.given.append(FakeItems(self._script(request)))
-        return self.given[-1]
-
-    class Describe:
-        def __init__(self, owner: FakeHandle) -> None:
-            self._owner = owner
-
-        def remote(self) -> FakeHandle.Describe:
-            return self
-
-        def result(self, *, timeout_s: float | None) -> Any:
-            assert timeout_s
-            if isinstance(self._owner._description, Exception):
-                raise self._owner._description
-            return self._owner._description
-
-
-async def sent(*items: Any, then: Exception | None = None) -> AsyncIterator[Any]:
-    """Give items, and then raise."""
-    for item in items:
-        yield item
-    if then is not None:
-        raise then
 
 
 async def endless() -> AsyncIterator[str]:
@@ -135,7 +68,7 @@ def test_pieces_and_answer_are_the_replicas() -> None:
         answer = stream.answer
         request, affinity = handle.calls[0]
     assert replace(answer, timing=ANSWER.timing) == replace(
-        ANSWER, logprobs=(TokenLogprob(LOGPROBS[0].chosen, LOGPROBS[0].top[:1]),)
+        ANSWER, logprobs=(TokenLogprob(LOGPROB.chosen, LOGPROB.top[:1]),)
     )
     assert answer.timing.image_s == 0.25
     assert affinity == affinity_of(request)
@@ -270,5 +203,5 @@ def test_the_first_picture_is_the_key_whatever_is_asked_about_it() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     key = affinity_of(Request.of_question("What?", [red]))
     assert key == affinity_of(Request.of_question("Who?", [red.copy(), blue]))
-    others = [blue, Image.new("RGB", (2, 8), "red"), red.convert("L"), "red.png"]
+    others: list[ImageSource] = [blue, Image.new("RGB", (2, 8), "red"), red.convert("L"), "red.png"]
     assert len({key, *(affinity_of(Request.of_question("What?", [other])) for other in others)}) == 5
