@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +14,7 @@ pytest.importorskip("ray")
 
 import llava
 from llava.engine.model_options import ModelOptions
-from llava.engine.request import Answer, Request, SamplingParams
+from llava.engine.request import Answer, Request
 from llava.errors import InternalError, PromptError
 from llava.serve.request_queue import QueueOptions
 from tests.serve.engines import EchoEngine, endless, failing_after
@@ -174,8 +174,8 @@ def new_replica(*, has_gpu: bool = True, max_running: int = 4) -> Any:
     return Replica(ModelOptions(bits=8), QueueOptions(max_running=max_running), has_gpu=has_gpu)
 
 
-def question(text: str = "Hello", max_new_tokens: int = 512) -> Request:
-    return Request.of_question(text, sampling=SamplingParams(max_new_tokens=max_new_tokens))
+def question() -> Request:
+    return Request.of_question("Hello")
 
 
 async def collect(items: AsyncIterator[Any]) -> list[Any]:
@@ -211,51 +211,52 @@ def test_an_error_of_ours_is_an_item_and_a_bug_is_raised(echo: EchoEngine) -> No
 
 
 def test_a_replica_whose_answers_only_break_off_says_that_it_is_broken(echo: EchoEngine) -> None:
-    def ask(replica: Any) -> None:
-        asyncio.run(collect(replica.answer(question(), "x")))
-
     whole = echo.pieces
-    replica = new_replica()
-    for num_before in (2, 3):
+
+    async def break_off(replica: Any, num_times: int) -> None:
         echo.pieces = failing_after("A ", error=RuntimeError("CUDA error: an illegal memory access"))
-        for _ in range(num_before):
+        for _ in range(num_times):
             with pytest.raises(RuntimeError):
-                ask(replica)
-        if num_before == 2:
-            replica.check_health()
-            echo.pieces = whole
-            ask(replica)
-    # What is wrong with a request says nothing about the replica.
-    echo.error = PromptError("no such turn")
-    ask(replica)
-    with pytest.raises(InternalError, match="the last 3 answers broke off"):
+                await collect(replica.answer(question(), "x"))
+        echo.pieces = whole
+
+    async def use(replica: Any) -> None:
+        await break_off(replica, 2)
         replica.check_health()
+        await collect(replica.answer(question(), "x"))
+        await break_off(replica, 2)
+        replica.check_health()
+        await break_off(replica, 1)
+        # What is wrong with a request says nothing about the replica.
+        echo.error = PromptError("no such turn")
+        await collect(replica.answer(question(), "x"))
+        with pytest.raises(InternalError, match="the last 3 answers broke off"):
+            replica.check_health()
+
+    asyncio.run(asyncio.wait_for(use(new_replica()), 20))
 
 
 def test_a_reader_that_leaves_a_replica_ends_the_answer_and_is_no_fault(echo: EchoEngine) -> None:
     echo.pieces = endless()
 
-    async def leave_early(replica: Any) -> None:
-        items = replica.answer(question(), "x")
-        assert await anext(items) == "word "
-        await items.aclose()
+    async def until(holds: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, lambda: wait_until(holds))
 
-    async def be_cancelled(replica: Any) -> None:
+    async def use(replica: Any) -> None:
+        for _ in range(3):
+            items = replica.answer(question(), "x")
+            assert await anext(items) == "word "
+            await items.aclose()
+        await until(lambda: echo.ends == ["cancelled"] * 3)
         reading = asyncio.ensure_future(collect(replica.answer(question(), "x")))
-        wait = asyncio.get_running_loop().run_in_executor(None, lambda: wait_until(lambda: echo.requests[1:]))
-        await wait
+        await until(lambda: len(echo.requests) == 4)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
+        await until(lambda: echo.ends == ["cancelled"] * 4)
+        replica.check_health()
 
-    replica = new_replica()
-    asyncio.run(leave_early(replica))
-    wait_until(lambda: echo.ends == ["cancelled"])
-    asyncio.run(be_cancelled(replica))
-    wait_until(lambda: echo.ends == ["cancelled"] * 2)
-    for _ in range(3):
-        asyncio.run(leave_early(replica))
-    replica.check_health()
+    asyncio.run(asyncio.wait_for(use(new_replica()), 20))
 
 
 @pytest.fixture(autouse=True)
