@@ -220,4 +220,6 @@ def shortage(options: RayOptions, num_gpus: float, free: dict[str, float]) -> st
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.strip().splitlines()) if line.strip()), "")
+    return next((line.strip() for line in reversed(text.strip().splitlines()) if line.strip()), "").rstrip(
+        "."
+    )

@@ -261,4 +261,4 @@ def _stop_asking(stream: PushedStream, future: Future[None]) -> None:
 
 def first_line(error: Exception) -> str:
     """Return what an error of Ray's says before its tracebacks."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -36,7 +36,7 @@ class FakeHandle:
     def __init__(self, script: Script | None = None, *, description: Any = None) -> None:
         from llava.serve.ray_replica import Description
 
-        self._script = script or (lambda _: sent(ANSWER))
+        self._script = script or (lambda _: sent(ANSWER.text, ANSWER))
         self._description = description or Description(
             "echo", "vicuna_v1", ("It is small.",), ModelOptions(bits=4)
         )
