@@ -180,7 +180,11 @@ def test_a_thousand_failures_leave_nothing_behind() -> None:
         async with network.client() as client:
             for _ in range(50):
                 calls = (client.post(ADDRESS + PATH, json=asked()) for _ in range(20))
-                assert {response.status_code for response in await asyncio.gather(*calls)} == {503}
+                for response in await asyncio.gather(*calls):
+                    told = json.loads(response.content.strip(b"\0"))
+                    assert told.get("error", told)["code"] == "engine"
+                    # On a busy machine a second may pass, after which an answer begins as a stream.
+                    assert response.status_code in (503, 200)
         assert worker.num_requests == 0
         await until(lambda: worker.queue.num_running == 0)
 
