@@ -168,7 +168,7 @@ def application(model: ModelOptions, options: RayOptions, num_gpus: float) -> An
 
     from llava.serve.ray_replica import Replica
 
-    if num_gpus > 1 and model.device in (None, "cuda"):
+    if num_gpus > 1 and model.device in (None, "auto", "cuda"):
         model = replace(model, device_map="auto")
     return serve.deployment(Replica, **deployment_options(options, num_gpus)).bind(
         model, QueueOptions(max_running=options.max_running), has_gpu=num_gpus > 0
