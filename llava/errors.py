@@ -287,6 +287,7 @@ class WorkerLostError(ServingError):
 class ReportedError(ServingError):
     """A controller or worker says what is wrong; `code` is the one that it gave.
 
+    reported_code: has a default only because errors are made from their cause alone when they are unpickled.
     error_number: the original's `error_code`; 1 where the answer was no stream.
     request_id: under which their logs know more; "" where they do not say.
     """
@@ -298,7 +299,7 @@ class ReportedError(ServingError):
         cause: str,
         *,
         remedy: str = "",
-        reported_code: str,
+        reported_code: str = code,
         error_number: int = 1,
         request_id: str = "",
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_every_error_ends_a_command_with_code_2(cls: type[LlavaError]) -> None:
     assert cls.exit_code == 2
     assert cls.code
     assert cls.code == cls.code.lower()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_reaches_another_process_whole(cls: type[LlavaError]) -> None:
+    more = {"where": "x.jsonl line 12"} if cls is errors.DataError else {}
+    error = cls("it is wrong", remedy="Mend it.", **more)
+    if isinstance(error, errors.ReportedError):
+        error = errors.ReportedError("it is wrong", remedy="Mend it.", reported_code="prompt", error_number=3)
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is cls
+    assert (str(arrived), arrived.code, vars(arrived)) == (str(error), error.code, vars(error))
 
 
 def test_the_module_docstring_draws_every_class() -> None:

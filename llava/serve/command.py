@@ -122,7 +122,7 @@ def serve(args: argparse.Namespace, *, mount_page: MountPage | None = None) -> i
     from llava.serve.application import create_app
     from llava.serve.http.lifecycle import Lifecycle
     from llava.serve.http.running import DEFAULT_DRAIN_S, RunOptions, listen, run_server, url_of
-    from llava.serve.ray_engine import join_cluster
+    from llava.serve.ray_cluster import join_cluster
     from llava.serve.served import ServedModels
 
     named = name_models(args.models)
@@ -166,7 +166,7 @@ def _load(
     args: argparse.Namespace,
     ray: RayOptions | None,
 ) -> None:
-    from llava.serve.ray_engine import deploy
+    from llava.serve.ray_cluster import deploy
 
     for name, path in named:
         note(f"loading {name}")
@@ -175,7 +175,7 @@ def _load(
 
 
 def _leave(models: ServedModels) -> None:
-    from llava.serve.ray_engine import leave_cluster
+    from llava.serve.ray_cluster import leave_cluster
 
     models.close()
     leave_cluster()

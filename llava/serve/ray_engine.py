@@ -3,58 +3,102 @@
 Server and API stay what they are, in one process; only the engine is elsewhere. So every limit, key and
 error of `llava serve` holds, and Ray needs no HTTP server of its own. A replica that is lost costs the
 answers it was working on, each of which ends with the code `worker-lost`; other requests wait for a place.
+
+ray_cluster.py starts the replicas and makes this engine with their handle; ray_replica.py is what they run.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
-import logging
-import os
-import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from llava.command import note
+from llava import __version__
 from llava.engine.counting import Counter
 from llava.engine.loop_thread import LoopThread
 from llava.engine.protocol import DEFAULT_CONCURRENCY, Engine, OnAnswer, Statistics
 from llava.engine.pushed_stream import Counts, PushedStream
 from llava.engine.request import Answer, Request
 from llava.engine.windowed import answer_all
-from llava.errors import DependencyError, EngineError, InternalError, LlavaError, RemoteError, WorkerLostError
+from llava.errors import EngineError, InternalError, LlavaError, RemoteError, WorkerLostError
 from llava.log import get_logger
-from llava.serve.request_queue import QueueOptions
 from llava.templates import ChatTemplate, Turn, get_template
 
 if TYPE_CHECKING:
-    from llava.engine.model_options import ModelOptions
-    from llava.serve.ray_options import RayOptions
+    from llava.serve.ray_replica import Description
 
 _logger = get_logger(__name__)
 
-_APP_PREFIX = "llava-"
-_DEPLOYMENT = "model"
 _LOADING_TIMEOUT_S = 3600.0
-_HEALTH_CHECK_S = 5.0
+
+
+class Items(Protocol):
+    """What a replica sends back for one request: pieces of text, and in the end the answer or an error."""
+
+    def __aiter__(self) -> AsyncIterator[str | Answer | LlavaError]:
+        """Go over the items; raises Ray's errors when the replica fails or is lost."""
+        ...
+
+    def cancel(self) -> None:
+        """Tell the replica that nobody reads any more."""
+        ...
+
+
+class AnswerMethod(Protocol):
+    """`Replica.answer` of some replica, from outside."""
+
+    def remote(self, request: Request, affinity: str) -> Items:
+        """Send a request to the replica that the router chooses; returns at once."""
+        ...
+
+
+class Described(Protocol):
+    """A Description on its way."""
+
+    def result(self, *, timeout_s: float | None) -> Description:
+        """Wait for it; raises Ray's errors and TimeoutError."""
+        ...
+
+
+class DescribeMethod(Protocol):
+    """`Replica.describe` of some replica, from outside."""
+
+    def remote(self) -> Described:
+        """Ask; returns at once."""
+        ...
+
+
+class Handle(Protocol):
+    """What this engine needs of Ray Serve's DeploymentHandle."""
+
+    @property
+    def describe(self) -> DescribeMethod:
+        """The method of that name."""
+        ...
+
+    def options(self, *, method_name: str, stream: bool) -> AnswerMethod:
+        """Return another method; stream: it gives items one by one."""
+        ...
 
 
 class RayEngine(Engine):
     """Answers requests by the replicas of one application of Ray Serve."""
 
-    def __init__(self, app: str, *, is_owner: bool) -> None:
-        """Ask an application that runs. is_owner: whether `close` ends it."""
-        from ray import serve
+    def __init__(self, handle: Handle, *, on_close: Callable[[], None] | None = None) -> None:
+        """Ask the replicas behind a handle. on_close: ends what `close` should end besides.
 
-        self._app = app
-        self._is_owner = is_owner
-        handle = serve.get_app_handle(app)
-        self._description = handle.describe.remote().result(timeout_s=_LOADING_TIMEOUT_S)
+        Waits until a replica has loaded the model. Raises RemoteError when none says what it is, or when
+        they run another release of this package, whose requests and answers may have other fields.
+        """
+        self._on_close = on_close
+        self.description = _described(handle)
         self._answer = handle.options(method_name="answer", stream=True)
-        self.notices = self._description.notices
-        self._template = get_template(self._description.template)
+        self.notices = self.description.notices
+        self._template = get_template(self.description.template)
         self._counter = Counter()
         self._loop = LoopThread("llava-ray-engine")
         self._is_closed = False
@@ -62,7 +106,7 @@ class RayEngine(Engine):
     @property
     def name(self) -> str:
         """What answers in each replica."""
-        return f"replicas of {self._description.engine}"
+        return f"replicas of {self.description.engine}"
 
     @property
     def template(self) -> ChatTemplate:
@@ -74,9 +118,10 @@ class RayEngine(Engine):
         if self._is_closed:
             raise EngineError("the engine was closed", remedy="Load it again.")
         stream = PushedStream(num_logprobs=request.sampling.logprobs, start=perf_counter())
+        affinity = affinity_of(request)  # here, since hashing a large picture would hold up the loop
         self._counter.add(num_running=1, num_images=len(request.images))
         stream.when_ended(self._count_end)
-        future = self._loop.start(self._read(request, stream))
+        future = self._loop.start(self._read(request, affinity, stream))
         future.add_done_callback(lambda done: _settle(done, stream))
         stream.when_ended(lambda ended: _stop_asking(ended, future))
         return stream
@@ -101,17 +146,15 @@ class RayEngine(Engine):
             return
         self._is_closed = True
         self._loop.close()
-        if self._is_owner:
-            from ray import serve
+        if self._on_close is not None:
+            self._on_close()
 
-            serve.delete(self._app)
-
-    async def _read(self, request: Request, stream: PushedStream) -> None:
+    async def _read(self, request: Request, affinity: str, stream: PushedStream) -> None:
         """Carry one request from beginning to end; what it raises ends the stream (`_settle`)."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
-        items = self._answer.remote(request, affinity_of(request))
+        items = self._answer.remote(request, affinity)
         try:
             async for item in items:
                 if isinstance(item, LlavaError):
@@ -120,6 +163,15 @@ class RayEngine(Engine):
                     stream.push(item)
                 else:
                     _finish(stream, item)
+        except asyncio.CancelledError:
+            with contextlib.suppress(RayError, RayServeException):  # what has failed need not be cancelled
+                items.cancel()
+            if stream.has_ended or self._is_closed:
+                raise
+            # Nobody here cancelled it: Ray made the replica stop.
+            raise WorkerLostError(
+                "The replica was stopped", remedy="Ask again; another one answers."
+            ) from None
         except RayTaskError as error:
             _logger.error("a replica failed: %s", error)
             raise InternalError(
@@ -130,9 +182,6 @@ class RayEngine(Engine):
             raise WorkerLostError(
                 "The replica that worked on the answer was lost", remedy="Ask again; another one takes over."
             ) from None
-        finally:
-            if not stream.has_ended or stream.error is None:
-                items.cancel()  # without effect on what has ended
         if not stream.has_ended:
             raise WorkerLostError("A replica broke off in the middle of the answer", remedy="Ask again.")
 
@@ -152,92 +201,19 @@ class RayEngine(Engine):
         )
 
 
-def join_cluster(options: RayOptions) -> None:
-    """Connect this process to the cluster, or start one on this machine; raises RemoteError, DependencyError.
+def _described(handle: Handle) -> Description:
+    """Ask a replica what it is; raises RemoteError."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
-    Call it from the main thread, before signal handlers are set. Nothing is reported to Ray's makers, and
-    neither its dashboard nor its HTTP server is started. Ray's ports listen on every interface, so that those
-    of a cluster that is started here want a token, drawn for its lifetime.
-    """
-    # Read by Ray when it is imported.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray would warn about otherwise
-    start: dict[str, Any] = {"address": options.address}
-    if options.address is None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        start = {"address": "local", "include_dashboard": False}
+    same = f"All machines and processes need the same release of this package; here it is {__version__}."
     try:
-        import ray
-        from ray import serve
-    except ImportError:
-        raise DependencyError.of_extra("ray", "ray", "llava serve --ray") from None
-    try:
-        ray.init(**start, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        serve.start(proxy_location="Disabled")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RemoteError(
-            f"the Ray cluster {options.address or 'of this machine'} cannot be used: {_first_line(error)}",
-            remedy="Check --ray-address, and that both sides have the same releases of Python and Ray.",
-        ) from error
-
-
-def leave_cluster() -> None:
-    """Disconnect; a cluster that was started by `join_cluster` ends."""
-    import ray
-
-    ray.shutdown()
-
-
-def deploy(name: str, model: ModelOptions, options: RayOptions) -> RayEngine:
-    """Run replicas of a model, and return an engine that asks them; raises RemoteError when they cannot load.
-
-    An application of this name that runs already is joined as it is, so that several processes with the API
-    can share one, and a new one takes over from one that was lost.
-    """
-    from ray import serve
-
-    if model.path is not None and os.path.exists(model.path):
-        model = replace(model, path=os.path.abspath(model.path))  # replicas have another working directory
-    app = _APP_PREFIX + name
-    found = serve.status().applications.get(app)
-    if found is not None and found.status == "RUNNING":
-        note(f"{name} runs on the cluster already: its replicas answer, as they are")
-        return RayEngine(app, is_owner=False)
-    try:
-        serve.run(_application(model, options), name=app, route_prefix=None)
-    except RuntimeError as error:
-        status = serve.status().applications.get(app)
-        deployments = status.deployments.values() if status is not None else ()
-        reason = " ".join(deployment.message for deployment in deployments) or str(error)
-        serve.delete(app)
-        raise RemoteError(
-            f"no replica of {name} can be started: {_last_line(reason)}",
-            remedy="The model must be at the same place on every machine; see Ray's logs for the rest.",
-        ) from error
-    return RayEngine(app, is_owner=True)
-
-
-def _application(model: ModelOptions, options: RayOptions) -> Any:
-    from ray import serve
-    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-
-    from llava.serve.ray_replica import ConversationRouter, Replica
-
-    deployment = serve.deployment(
-        Replica,
-        name=_DEPLOYMENT,
-        max_ongoing_requests=options.max_running,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=options.min_replicas,
-            max_replicas=options.max_replicas,
-            target_ongoing_requests=options.target_ongoing,
-        ),
-        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        request_router_config=RequestRouterConfig(request_router_class=ConversationRouter),
-        health_check_period_s=_HEALTH_CHECK_S,
-    )
-    return deployment.bind(model, QueueOptions(max_running=options.max_running))
+        found = handle.describe.remote().result(timeout_s=_LOADING_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise RemoteError(f"no replica says what it is: {first_line(error)}", remedy=same) from error
+    if found.version != __version__:
+        raise RemoteError(f"the replicas run release {found.version}", remedy=same)
+    return found
 
 
 def affinity_of(request: Request) -> str:
@@ -283,9 +259,6 @@ def _stop_asking(stream: PushedStream, future: Future[None]) -> None:
         future.cancel()
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.strip().splitlines()) if line.strip()), "")
+def first_line(error: Exception) -> str:
+    """Return what an error of Ray's says before its tracebacks."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 
 from llava.errors import ConfigError
@@ -22,8 +23,8 @@ class RayOptions:
     """Answers of one replica at the same time; further requests go to others, or wait."""
     num_cpus: float = 1.0
     """That Ray sets aside for a replica."""
-    num_gpus: float = 0.0
-    """That Ray sets aside for a replica; it sees no others."""
+    num_gpus: float | None = None
+    """That Ray sets aside for a replica, which sees no others; None is one where the cluster has GPUs."""
 
     def __post_init__(self) -> None:
         for name, low in (("min_replicas", 1), ("target_ongoing", 1), ("max_running", 1)):
@@ -35,8 +36,13 @@ class RayOptions:
                 remedy="Give at least as many --max-replicas.",
             )
         for name in ("num_cpus", "num_gpus"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}", remedy="It must be at least 0.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} is {value!r}", remedy="It must be at least 0.")
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
+            raise ConfigError(
+                f"num_gpus is {self.num_gpus!r}", remedy="Give a whole number, or a part of one."
+            )
 
 
 def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +67,10 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
         "--replica-cpus", type=float, metavar="N", help=f"CPUs of a replica ({default.num_cpus:g})"
     )
     group.add_argument(
-        "--replica-gpus", type=float, metavar="N", help="GPUs of a replica (0, or 1 with --device cuda)"
+        "--replica-gpus",
+        type=float,
+        metavar="N",
+        help="GPUs of a replica, or a part of one (1 where the cluster has any, unless --device is another)",
     )
 
 
@@ -82,9 +91,29 @@ def ray_options_of(args: argparse.Namespace) -> RayOptions | None:
                 f"{', '.join(sorted(stated))} without a cluster", remedy="Add --ray or --ray-address."
             )
         return None
+    device = None if args.device == "auto" else args.device
+    _check_device(device, args.replica_gpus)
     defaults = {
-        "max_replicas": args.min_replicas or 1,
-        "max_running": args.max_running or RayOptions.__dataclass_fields__["max_running"].default,
-        "num_gpus": float((args.device or "").startswith("cuda")),
+        "max_replicas": 1 if args.min_replicas is None else args.min_replicas,
+        "max_running": args.max_running,
+        "num_gpus": None if device is None else float(_is_cuda(device)),
     }
-    return RayOptions(**{**defaults, **stated})
+    return RayOptions(**{name: value for name, value in {**defaults, **stated}.items() if value is not None})
+
+
+def _is_cuda(device: str) -> bool:
+    return device.split(":")[0] == "cuda"
+
+
+def _check_device(device: str | None, num_gpus: float | None) -> None:
+    """Raise ConfigError for a device that a replica cannot have, or GPUs that it would not use."""
+    if device is None:
+        return
+    if _is_cuda(device) and device not in ("cuda", "cuda:0"):
+        raise ConfigError(
+            f"device is {device!r} with --ray", remedy="Ray chooses the GPU of a replica: give --device cuda."
+        )
+    if num_gpus is not None and _is_cuda(device) != (num_gpus > 0):
+        raise ConfigError(
+            f"device is {device!r} and --replica-gpus {num_gpus:g}", remedy="Leave one of the two out."
+        )

@@ -206,7 +206,10 @@ def test_off_this_machine_a_key_is_drawn_into_a_private_file(tmp_path: Path) -> 
     command = [sys.executable, "-m", "llava.cli", "serve", "--host", "0.0.0.0", "--json", "--device", "cpu"]
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*command, "--port", "0", "--engine", "torch"], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--port", "0", "--engine", "torch", "--no-page"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as running:
         try:
             assert running.stdout is not None

@@ -35,14 +35,14 @@ class Deployment:
         self.key_file.touch(mode=0o600)
         self.key_file.write_text(KEY)
         own = ["--api-key-file", str(self.key_file)]
-        self.url = self._url_of("llava.cli", "serve", "--port=0", "--engine=torch", "--device=cpu", *own)
-        self.controller = self._url_of("llava.serve.controller", "--port=0", *own)
-        self._url_of(
-            "llava.serve.model_worker", "--port=0", "--engine=torch", "--controller", self.controller
-        )
+        self.controller = _address_in(self._start("llava.serve.controller", "--port=0", *own))
+        # The worker loads its model while the server loads its own.
+        self._start("llava.serve.model_worker", "--port=0", "--engine=torch", "--controller", self.controller)
+        served = self._start("llava.cli", "serve", "--port=0", "--engine=torch", "--device=cpu", *own)
+        self.url = _address_in(served)
 
-    def _url_of(self, module: str, *words: str) -> str:
-        """Start a process; returns the address that it says, which all of them do as soon as they listen."""
+    def _start(self, module: str, *words: str) -> Path:
+        """Start a process; returns where it logs, among other things the address at which it listens."""
         log = self._folder / f"{len(self._processes)}.log"
         environment = os.environ | {
             "LLAVA_TOKEN_FILE": str(self.token_file), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
@@ -54,7 +54,7 @@ class Deployment:
                     command, cwd=self._folder, env=environment, stdout=said, stderr=said, text=True
                 )
             )
-        return str(log) if "model_worker" in module else _address_in(log)
+        return log
 
     def wait(self) -> None:
         """Return when everything answers."""
