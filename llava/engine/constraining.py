@@ -3,7 +3,7 @@
     JsonFormat -> Grammars.constraint (the caller's thread: a bad schema is refused there)
                -> Constraint.allowed, Constraint.advance (the engine's thread, token by token)
 
-Whatever a schema asks of us in vain is an error: a keyword that cannot be held, a grammar that grows too large.
+Whatever a schema asks for in vain is an error: a keyword that cannot be held, a grammar that grows too large.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from transformers import PreTrainedTokenizerBase
 
-_ANY_OBJECT = '{"type": "object"}'
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _OPTIONS_KEY = "x-guidance"
 _OPTIONS: dict[str, Any] = {
     # Room for one space, or a line break and indentation. Endless white space would keep every grammar, and
@@ -42,14 +42,8 @@ _MAX_COMPLAINT = 200
 
 
 def guided_schema(wanted: JsonFormat) -> dict[str, Any]:
-    """Return the schema of a format with our options in it; raises RequestError unless it is a JSON object."""
-    try:
-        schema = json.loads(wanted.schema or _ANY_OBJECT)
-    except (ValueError, RecursionError):
-        schema = None
-    if not isinstance(schema, dict):
-        raise _refused("it is no JSON object")
-    return {**schema, _OPTIONS_KEY: _OPTIONS}
+    """Return the schema of a format with our options in it."""
+    return {**(wanted.to_value() or _ANY_OBJECT), _OPTIONS_KEY: _OPTIONS}
 
 
 def check_format(wanted: JsonFormat) -> None:
@@ -90,17 +84,17 @@ class Constraint:
     def __init__(self, matcher: LLMatcher) -> None:
         """Compute what an answer may begin with; raises RequestError when there is nothing."""
         self._matcher = matcher
-        self._mask = self._next_mask()
+        self._mask: np.ndarray | None = self._next_mask()
+        """Of the next id; None once one was taken."""
 
     def allowed(self, num_ids: int) -> torch.Tensor:
         """Return bool[num_ids]: which ids keep to the format; only those that end it once it is complete.
 
         Raises RequestError when there is none.
         """
-        if self._mask is None:
-            self._mask = self._next_mask()
+        mask = self._mask if self._mask is not None else self._next_mask()
         allowed = np.zeros(num_ids, dtype=bool)
-        known = self._mask[:num_ids]
+        known = mask[:num_ids]
         allowed[: len(known)] = known
         if not allowed.any():
             raise _refused("the vocabulary has nothing that an answer could go on with")
@@ -147,6 +141,8 @@ def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
 
 
 def _refused(complaint: str) -> RequestError:
+    if "NoExtension" in complaint:
+        complaint = "no answer fits it"
     words = " ".join(complaint.removesuffix("<non-verbose/>").split())[:_MAX_COMPLAINT]
     return RequestError(
         f"answers cannot be held to this JSON schema: {words.rstrip('. ')}",

@@ -86,7 +86,7 @@ class Generation:
         self._taken_up_at = perf_counter()
 
     def choose(self, logits: torch.Tensor) -> None:
-        """Choose and accept the next token; logits: float[V]. A format that cannot be kept ends the answer."""
+        """Choose and accept the next token; logits: float[V]. A format that cannot be kept ends it."""
         try:
             token = self.sampler.choose(logits)
         except RequestError as error:

@@ -27,10 +27,10 @@ MAX_SCHEMA_CHARACTERS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class JsonFormat:
-    """The answer is JSON that fits a schema. One that is too long is a ConfigError."""
+    """The answer is JSON that fits a schema."""
 
     schema: str | None = None
-    """A JSON Schema as JSON; None is any object."""
+    """A JSON Schema as JSON, a ConfigError if it is too long or no JSON object; None is any object."""
     name: str = "answer"
     """What endpoints elsewhere are told that it is called."""
     is_strict: bool | None = None
@@ -42,11 +42,21 @@ class JsonFormat:
                 f"the JSON schema has {len(self.schema)} characters",
                 remedy=f"Give one of at most {MAX_SCHEMA_CHARACTERS}.",
             )
+        try:
+            is_object = self.schema is None or isinstance(json.loads(self.schema), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise ConfigError("the JSON schema is no JSON object", remedy='Give one, as {"type": "object"}.')
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, object]) -> JsonFormat:
         """Take a schema as Python values; its properties are answered in their order here."""
         return cls(json.dumps(schema))
+
+    def to_value(self) -> dict[str, object] | None:
+        """Return the schema as Python values."""
+        return json.loads(self.schema) if self.schema is not None else None
 
 
 @dataclass(frozen=True, slots=True)

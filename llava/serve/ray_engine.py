@@ -54,6 +54,7 @@ class RayEngine(Engine):
         self._description = handle.describe.remote().result(timeout_s=_LOADING_TIMEOUT_S)
         self._answer = handle.options(method_name="answer", stream=True)
         self.notices = self._description.notices
+        self.has_formats = self._description.has_formats
         self._template = get_template(self._description.template)
         self._counter = Counter()
         self._loop = LoopThread("llava-ray-engine")

@@ -25,6 +25,7 @@ class Description(NamedTuple):
     engine: str
     template: str
     notices: tuple[str, ...]
+    has_formats: bool
 
 
 class Replica:
@@ -37,7 +38,7 @@ class Replica:
     def describe(self) -> Description:
         """Return what answers."""
         engine = self._queue.engine
-        return Description(engine.name, engine.template.name, tuple(engine.notices))
+        return Description(engine.name, engine.template.name, tuple(engine.notices), engine.has_formats)
 
     async def answer(self, request: Request, affinity: str) -> AsyncIterator[str | Answer | LlavaError]:
         """Yield pieces of text, and in the end the answer, or the error that ended it.
