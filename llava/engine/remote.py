@@ -157,7 +157,7 @@ class RemoteEngine(HttpEngine):
 
 
 def _as_error(fault: Fault, url: str, *, secret: str | None, num_attempts: int) -> LlavaError:
-    """Return the error of a fault; one about a response format is the asker's, and no failure of the server."""
+    """Return the error of a fault; what is wrong with a response format is for the asker to mend."""
     if fault.status in _REFUSALS and _ABOUT_FORMAT.search(fault.said):
         said = shorten(fault.said.replace(secret, "***") if secret else fault.said)
         return RequestError(

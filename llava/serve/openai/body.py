@@ -128,7 +128,7 @@ class AnyObject(_Part):
 class NamedSchema(_Part):
     """A JSON Schema and what it is called."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
