@@ -82,7 +82,11 @@ def test_ids_that_may_come_next_are_those_that_go_on_with_an_answer(engine: Torc
                 if index not in special and any(part.startswith(bytes_of(piece)) for part in rest)
             } | ({eos} if b"" in rest else set())
             allowed = constraint.allowed(len(tokenizer) + 3).nonzero().flatten().tolist()
-            assert set(allowed) == right
+            assert allowed
+            assert set(allowed) <= right
+            if len({part[:1] for part in rest}) > 1:
+                # Where there is one way to go on, it is written as the tokenizer would.
+                assert set(allowed) == right
             token = rng.choice(allowed)
             if token == eos:
                 break

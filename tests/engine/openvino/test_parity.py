@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from llava.demo import example_images
 from llava.demo.drawing import draw
 from llava.demo.scenes import make_scene
+from llava.engine.engine import ChatEngine
+from llava.engine.frontend import Frontend
 from llava.engine.openvino.support import WeightFormat
 from llava.engine.runner import Chunk
 from llava.model.builder import new_model
 from llava.templates import PICTURE, Turn
+from tests.engine.formats import FORMAT, assert_fits
 from tests.engine.openvino.helpers import (
     EMBEDDED,
     continue_greedily,
@@ -168,7 +172,16 @@ def test_the_embedded_model_answers_alike_in_every_format(weight_format: WeightF
     assert num_same >= least * num_tokens
 
 
-def _processor() -> Any:
-    from llava.engine.frontend import Frontend
+def test_answers_are_held_to_a_schema() -> None:
+    engine = ChatEngine(Frontend.of_loaded(loaded(EMBEDDED)), runner_of(EMBEDDED, "float32"))
+    try:
+        for seed, picture in enumerate(example_images()):
+            for temperature in (0.0, 2.0):
+                sampling: dict[str, Any] = {"temperature": temperature, "seed": seed}
+                assert_fits(engine.ask(QUESTIONS[0], [picture], response_format=FORMAT, **sampling))
+    finally:
+        engine.close()
 
+
+def _processor() -> Any:
     return Frontend.of_loaded(loaded(EMBEDDED)).processor
