@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llava.engine.remote import RemoteEngine, RemoteOptions
-from llava.engine.request import JsonFormat, Request, SamplingParams
+from llava.engine.request import Request, SamplingParams
 from llava.errors import (
     ConfigError,
     EngineBusyError,
@@ -21,12 +21,10 @@ from llava.errors import (
     ImageLimitError,
     PlaceholderError,
     RemoteError,
-    RequestError,
     UsageError,
 )
 from llava.templates import PICTURE, Turn
 from tests.engine.endpoints import GOOD, MODELS, USAGE, Script, chunk, engine_of, stream_of
-from tests.engine.formats import FORMAT, SCHEMA
 
 
 def png(image: Image.Image, **options: Any) -> bytes:
@@ -364,41 +362,3 @@ def test_generate_keeps_the_order_and_raises_at_once() -> None:
         assert engine.statistics().num_running == 0
         with pytest.raises(ConfigError, match="batch_size"):
             engine.generate(good, batch_size=0)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "sent"),
-    [
-        (JsonFormat(), {"type": "json_object"}),
-        (FORMAT, {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}),
-        (
-            JsonFormat('{"not": {}}', name="mine", is_strict=False),
-            {"type": "json_schema", "json_schema": {"name": "mine", "schema": {"not": {}}, "strict": False}},
-        ),
-    ],
-    ids=["object", "schema", "strict"],
-)
-def test_a_response_format_is_passed_on_as_it_is(wanted: JsonFormat, sent: dict[str, Any]) -> None:
-    script = Script(stream_of(*GOOD))
-    with engine_of(script) as engine:
-        assert engine.has_formats
-        engine.ask("What?", response_format=wanted)
-        engine.ask("What?")
-    assert script.bodies[0]["response_format"] == sent
-    assert "response_format" not in script.bodies[1]
-
-
-@pytest.mark.parametrize("status", [400, 422])
-def test_a_response_format_that_the_endpoint_refuses_is_the_askers_fault(status: int) -> None:
-    said = {"error": {"message": "Failed to convert the JSON Schema: no keyword 'not'; key sesame"}}
-    with (
-        engine_of(Script(httpx.Response(status, json=said)), api_key="sesame") as engine,
-        pytest.raises(RequestError, match=r"refuses the response format: .*no keyword 'not'; key \*\*\*"),
-    ):
-        engine.ask("What?", response_format=FORMAT)
-
-
-def test_what_else_the_endpoint_refuses_stays_its_own_error() -> None:
-    said = {"error": {"message": "too many tokens"}}
-    with engine_of(Script(httpx.Response(400, json=said))) as engine, pytest.raises(RemoteError):
-        engine.ask("What?", response_format=FORMAT)
