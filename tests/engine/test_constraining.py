@@ -101,7 +101,8 @@ def test_any_choice_that_is_allowed_is_read_back_as_an_answer(folder: Path) -> N
     eos = tokenizer.eos_token_id
     grammars = Grammars(tokenizer, frozenset({eos}))
     for seed in range(20):
-        rng, ids = random.Random(seed), []
+        rng = random.Random(seed)
+        ids: list[int] = []
         constraint = grammars.constraint(FORMAT)
         while not ids or ids[-1] != eos:
             ids.append(rng.choice(constraint.allowed(len(tokenizer)).nonzero().flatten().tolist()))
@@ -168,11 +169,12 @@ def test_an_answer_that_is_cut_short_says_so(engine: TorchEngine) -> None:
 
 
 def test_others_in_the_batch_answer_as_without_it(engine: TorchEngine) -> None:
+    drawn: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3}]
     free = [
         Request.of_question(question, [picture], SamplingParams(max_new_tokens=24, **sampling))
         for question in ("How many objects are there?", "Describe the picture.")
         for picture in example_images()[:3]
-        for sampling in ({}, {"temperature": 1.0, "seed": 3})
+        for sampling in drawn
     ]
     alone = [answer.text for answer in engine.generate(free)]
     mixed = [request for one in free for request in (asked(temperature=2.0, seed=5), one)]
@@ -225,7 +227,7 @@ def test_a_tokenizer_that_is_not_a_fast_one_is_refused() -> None:
             return 10
 
     with pytest.raises(TokenizerError, match="held to a format"):
-        Grammars(Slow(), frozenset({1})).constraint(FORMAT)  # type: ignore[arg-type]
+        Grammars(Slow(), frozenset({1})).constraint(FORMAT)
 
 
 def test_ids_outside_the_vocabulary_never_come(grammars: Grammars) -> None:

@@ -123,7 +123,7 @@ def test_the_api_is_that_of_one_machine(process: tuple[subprocess.Popen[str], di
     )
     assert_fits(held.choices[0].message.content or "")
     with pytest.raises(openai.BadRequestError, match="cannot be held to this JSON schema"):
-        client.chat.completions.create(**fields, response_format=response_format(BAD_SCHEMAS[0]))
+        client.chat.completions.create(**fields | {"response_format": response_format(BAD_SCHEMAS[0])})
 
 
 def test_a_conversation_stays_with_the_replica_that_remembers_it(
