@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from llava.engine.constraining import Grammars
 from llava.engine.frontend import Frontend
 from llava.engine.generation import Generation, OnPiece
 from llava.engine.loop import EngineLoop
@@ -49,11 +50,14 @@ class EngineOptions:
 class ChatEngine(Engine):
     """A runner that answers requests."""
 
+    has_formats = True
+
     def __init__(self, frontend: Frontend, runner: Runner, options: EngineOptions | None = None) -> None:
         """Take the runner over: from now on only the engine's thread uses it."""
         self.options = options or EngineOptions()
         self.frontend = frontend
         self._runner = runner
+        self._grammars = Grammars(frontend.processor.tokenizer, frontend.eos_ids)
         self._features = FeatureCache(runner.encode_images, max_bytes=self.options.feature_bytes)
         scheduling = self.options.scheduling
         scheduler = Scheduler(runner, self._features, scheduling)
@@ -142,6 +146,8 @@ class ChatEngine(Engine):
                 f"beam search was asked of {self.name}, which has none",
                 remedy="Leave num_beams at 1, or use the torch engine.",
             )
+        wanted = request.sampling.response_format
+        constraint = self._grammars.constraint(wanted) if wanted is not None else None
         prompt = self.frontend.prepare(request)
         for picture in prompt.pictures:
             if picture not in self._features:
@@ -156,6 +162,7 @@ class ChatEngine(Engine):
             max_new_tokens=min(request.sampling.max_new_tokens, self.frontend.context_length - len(prompt)),
             start=start,
             on_piece=on_piece,
+            constraint=constraint,
         )
         self._loop.add(generation)
         return generation

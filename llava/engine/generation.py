@@ -8,11 +8,13 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from llava.engine.constraining import Constraint
 from llava.engine.detokenize import Decoder, IncrementalDetokenizer, StopFilter
 from llava.engine.prompt import Prompt
 from llava.engine.request import Answer, Choice, FinishReason, SamplingParams, Timing, TokenLogprob
 from llava.engine.runner import Row
 from llava.engine.sampling import TokenSampler
+from llava.errors import RequestError
 
 OnPiece = Callable[["Generation", str | None], None]
 """Told of every piece of text that is certain, and with None of the end, when all is done and counted."""
@@ -32,11 +34,12 @@ class Generation:
         max_new_tokens: int,
         start: float,
         on_piece: OnPiece | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
-        """`start`: when the request came in, by time.perf_counter."""
+        """`start`: when the request came in, by time.perf_counter; `constraint`: of its response format."""
         self.prompt = prompt
         self.sampling = sampling
-        self.sampler = TokenSampler(sampling, prompt.input_ids)
+        self.sampler = TokenSampler(sampling, prompt.input_ids, constraint)
         self.eos_ids = eos_ids
         self.max_new_tokens = max_new_tokens
         self.token_ids: list[int] = []
@@ -83,8 +86,12 @@ class Generation:
         self._taken_up_at = perf_counter()
 
     def choose(self, logits: torch.Tensor) -> None:
-        """Choose and accept the next token; logits: float[V]."""
-        token = self.sampler.choose(logits)
+        """Choose and accept the next token; logits: float[V]. A format that cannot be kept ends it."""
+        try:
+            token = self.sampler.choose(logits)
+        except RequestError as error:
+            self.fail(error)
+            return
         if self.sampling.logprobs is not None:
             self._logprobs.append(self._logprob(logits, token))
         self.accept(token)

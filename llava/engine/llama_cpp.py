@@ -88,6 +88,8 @@ class LlamaCppOptions:
 class LlamaCppEngine(HttpEngine):
     """Answers requests by llama.cpp in this process."""
 
+    has_formats = True
+
     def __init__(
         self, model: GgufModel, *, options: LlamaCppOptions | None = None, tower: Tower | None = None
     ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.engine.constraining import check_format, guided_schema
 from llava.engine.gguf_facts import GgufModel
 from llava.engine.request import Request, SamplingParams
 from llava.errors import PlaceholderError, PromptError, UsageError
@@ -53,7 +54,10 @@ def prompt_chunks(request: Request, model: GgufModel) -> list[str]:
 def completion_body(
     request: Request, model: GgufModel, *, marker: str, images: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the JSON of a request; marker: what stands for a picture; images: base64 of each."""
+    """Return the JSON of a request; marker: what stands for a picture; images: base64 of each.
+
+    Raises PromptError, PlaceholderError, UsageError, and RequestError for a bad schema.
+    """
     prompt: Any = marker.join(prompt_chunks(request, model))
     if images:
         prompt = {"prompt_string": prompt, "multimodal_data": list(images)}
@@ -64,6 +68,7 @@ def completion_body(
         "return_tokens": True,
         "timings_per_token": True,
         **_sampling_fields(request.sampling, model.template.stop_strings),
+        **_format_fields(request.sampling),
     }
 
 
@@ -87,6 +92,14 @@ def _sampling_fields(sampling: SamplingParams, template_stop: Sequence[str]) -> 
         # 0 would switch the log-probability of the chosen token off too.
         "n_probs": 0 if sampling.logprobs is None else max(1, sampling.logprobs),
     }
+
+
+def _format_fields(sampling: SamplingParams) -> dict[str, Any]:
+    if sampling.response_format is None:
+        return {}
+    # llama.cpp, which reads schemas by the same llguidance, answers freely where it cannot read one.
+    check_format(sampling.response_format)
+    return {"json_schema": guided_schema(sampling.response_format)}
 
 
 def _spans_of_prompt(prompt: str, *, im_start_end: bool) -> list[Span]:

@@ -67,6 +67,8 @@ class Engine(ABC):
 
     notices: tuple[str, ...] = ()
     """What the person should know about how it was loaded."""
+    has_formats: bool = False
+    """Whether it can hold answers to `SamplingParams.response_format`."""
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ The server renders the prompt and prepares the pictures; what arrives there is t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from llava.engine.http_endpoint import DEFAULT_MAX_CONCURRENCY, Endpoint, HttpOptions, base_address
 from llava.engine.http_engine import Delta, HttpEngine, Written, check_pictures
-from llava.engine.http_faults import Fault
+from llava.engine.http_faults import Fault, shorten
 from llava.engine.remote_events import read_chat_event
 from llava.engine.remote_messages import chat_body
+from llava.errors import LlavaError, RequestError
 from llava.processing.sources import DEFAULT_LIMITS, ImageLimits
 from llava.templates import get_template
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 _CHAT = "/chat/completions"
 _MODELS = "/models"
+_REFUSALS = (400, 422)
+_ABOUT_FORMAT = re.compile(r"response_format|schema|grammar|structured", re.IGNORECASE)
+"""What servers write of when they refuse a format; nothing else in our requests has these names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,9 @@ class RemoteOptions(HttpOptions):
 
 class RemoteEngine(HttpEngine):
     """Answers requests by an endpoint's `/chat/completions`."""
+
+    has_formats = True
+    """They are passed on: the endpoint holds to them, or refuses them."""
 
     def __init__(
         self,
@@ -65,7 +73,11 @@ class RemoteEngine(HttpEngine):
         """
         options = options or RemoteOptions()
         endpoint = Endpoint(
-            base_address(url, default_path="/v1"), api_key=api_key, options=options, transport=transport
+            base_address(url, default_path="/v1"),
+            api_key=api_key,
+            options=options,
+            transport=transport,
+            as_error=_as_error,
         )
         super().__init__(endpoint, options=options)
         self._remote_options = options
@@ -147,6 +159,17 @@ class RemoteEngine(HttpEngine):
         # Servers also answer to names that they do not list (adapters, aliases): a given name is not checked.
         name = wanted if wanted is not None else next(iter(owners))
         return name, owners.get(name) or next(iter(owners.values()), "")
+
+
+def _as_error(fault: Fault, url: str, *, secret: str | None, num_attempts: int) -> LlavaError:
+    """Return the error of a fault; what is wrong with a response format is for the asker to mend."""
+    if fault.status in _REFUSALS and _ABOUT_FORMAT.search(fault.said):
+        said = shorten(fault.said.replace(secret, "***") if secret else fault.said)
+        return RequestError(
+            f"the model's server refuses the response format: {said}",
+            remedy="Change the schema, or leave it out and describe the format in the prompt.",
+        )
+    return fault.to_error(url, secret=secret, num_attempts=num_attempts)
 
 
 def _owners(listing: str) -> dict[str, str]:

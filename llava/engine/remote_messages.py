@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from llava.engine.request import Request, SamplingParams
+from llava.engine.request import JsonFormat, Request, SamplingParams
 from llava.errors import UsageError
 from llava.processing.fetch import fetch_picture
 from llava.processing.images import DEFAULT_LIMITS, ImageLimits, ImageSource, load_image
@@ -95,7 +95,19 @@ def sampling_fields(sampling: SamplingParams, *, server: str) -> dict[str, Any]:
         fields["stop"] = list(sampling.stop)
     if sampling.logprobs is not None:
         fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    if sampling.response_format is not None:
+        fields["response_format"] = _format_field(sampling.response_format)
     return fields | _extra_fields(sampling, server)
+
+
+def _format_field(wanted: JsonFormat) -> dict[str, Any]:
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    described = {"name": wanted.name, "schema": wanted.to_value(), "strict": wanted.is_strict}
+    return {
+        "type": "json_schema",
+        "json_schema": {name: value for name, value in described.items() if value is not None},
+    }
 
 
 def _extra_fields(sampling: SamplingParams, server: str) -> dict[str, Any]:

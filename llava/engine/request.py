@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -20,6 +21,42 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_BEAMS = 16
 MAX_CHOICES = 16
+MAX_SCHEMA_CHARACTERS = 50_000
+"""A grammar's cost grows with the square of its alternatives; this many compile within about a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFormat:
+    """The answer is JSON that fits a schema."""
+
+    schema: str | None = None
+    """A JSON Schema as JSON, a ConfigError if it is too long or no JSON object; None is any object."""
+    name: str = "answer"
+    """What endpoints elsewhere are told that it is called."""
+    is_strict: bool | None = None
+    """OpenAI's `strict`, for endpoints elsewhere; engines of this process hold every schema exactly."""
+
+    def __post_init__(self) -> None:
+        if self.schema is not None and len(self.schema) > MAX_SCHEMA_CHARACTERS:
+            raise ConfigError(
+                f"the JSON schema has {len(self.schema)} characters",
+                remedy=f"Give one of at most {MAX_SCHEMA_CHARACTERS}.",
+            )
+        try:
+            is_object = self.schema is None or isinstance(json.loads(self.schema), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise ConfigError("the JSON schema is no JSON object", remedy='Give one, as {"type": "object"}.')
+
+    @classmethod
+    def of_schema(cls, schema: Mapping[str, object]) -> JsonFormat:
+        """Take a schema as Python values; its properties are answered in their order here."""
+        return cls(json.dumps(schema))
+
+    def to_value(self) -> dict[str, object] | None:
+        """Return the schema as Python values."""
+        return json.loads(self.schema) if self.schema is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +81,8 @@ class SamplingParams:
     """Above 1: beam search over so many beams, greedy, delivered in one piece."""
     logprobs: int | None = None
     """Report each token's log-probability, and those of so many of the likeliest; None reports none."""
+    response_format: JsonFormat | None = None
+    """What the answer is held to, token by token; None holds it to nothing."""
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 100)
@@ -61,6 +100,11 @@ class SamplingParams:
                 f"num_beams is {self.num_beams} with sampling or log-probabilities",
                 remedy="Beam search is greedy: leave temperature at 0 and logprobs unset.",
             )
+        if self.num_beams > 1 and self.response_format is not None:
+            raise ConfigError(
+                f"num_beams is {self.num_beams} with a response format",
+                remedy="Beam search holds answers to no format: leave num_beams at 1.",
+            )
         stop: object = self.stop  # a lone string is a tuple of strings to Python, and a mistake to us
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop is {self.stop!r}", remedy="Give a tuple of non-empty strings.")
@@ -75,8 +119,12 @@ class SamplingParams:
         return self.temperature == 0
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields by name, as JSON values."""
-        return {**asdict(self), "stop": list(self.stop)}
+        """Return the fields by name, as JSON values; a response format only where there is one."""
+        fields = {**asdict(self), "stop": list(self.stop)}
+        if self.response_format is None:
+            # Answers are compared with those that were stored before there were formats.
+            del fields["response_format"]
+        return fields
 
 
 def _check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from llava.engine.constraining import Constraint
 from llava.engine.request import SamplingParams
 
 
@@ -13,9 +14,15 @@ class TokenSampler:
     Sampling runs on the CPU in float32, so that a seed gives the same answer on every device.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: torch.Tensor) -> None:
-        """`prompt_ids`: int64[L]; negative ids (pictures) are left out of the repetition penalty."""
+    def __init__(
+        self, params: SamplingParams, prompt_ids: torch.Tensor, constraint: Constraint | None = None
+    ) -> None:
+        """`prompt_ids`: int64[L]; negative ids (pictures) are left out of the repetition penalty.
+
+        constraint: says which ids may come next; None allows all.
+        """
         self._params = params
+        self._constraint = constraint
         self._generator = torch.Generator(device="cpu")
         if params.seed is None:
             self._generator.seed()
@@ -27,11 +34,15 @@ class TokenSampler:
     def is_plain_argmax(self) -> bool:
         """Whether all that is wanted is the arg-max of the raw logits, which a whole batch can do at once."""
         params = self._params
-        return params.is_greedy and params.repetition_penalty == 1 and params.logprobs is None
+        is_free = params.repetition_penalty == 1 and self._constraint is None
+        return params.is_greedy and is_free and params.logprobs is None
 
     def choose(self, logits: torch.Tensor) -> int:
-        """Return the next id for `logits`: float[V]."""
+        """Return the next id for `logits`: float[V]; raises RequestError when no id keeps to the format."""
         scores = logits.detach().float().cpu()
+        if self._constraint is not None:
+            # Before everything else: filters choose among what may come next.
+            scores = scores.masked_fill(~self._constraint.allowed(len(scores)), -torch.inf)
         if self._params.repetition_penalty != 1:
             scores = self._penalise(scores)
         if self._params.is_greedy:
@@ -41,6 +52,8 @@ class TokenSampler:
             token = int(torch.multinomial(probabilities, 1, generator=self._generator))
         if self._params.repetition_penalty != 1:
             self._seen.add(token)
+        if self._constraint is not None:
+            self._constraint.advance(token)
         return token
 
     def _penalise(self, scores: torch.Tensor) -> torch.Tensor:

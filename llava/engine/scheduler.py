@@ -274,7 +274,7 @@ class Scheduler:
 
 
 def _choose(generations: Sequence[Generation], logits: torch.Tensor) -> None:
-    """Give every generation its next token; one arg-max for all when nobody wants more than that.
+    """Give every generation its next token; one arg-max for all that want no more than that.
 
     Rows without numbers end their own answers and no others.
     """
@@ -285,12 +285,11 @@ def _choose(generations: Sequence[Generation], logits: torch.Tensor) -> None:
                 one.fail(_no_number())
         kept = [index for index, is_broken in enumerate(broken) if not is_broken]
         generations, logits = [generations[index] for index in kept], logits[kept]
-    if all(one.sampler.is_plain_argmax for one in generations):
-        for one, token in zip(generations, logits.argmax(-1).tolist(), strict=True):
+    for one, token, row_logits in zip(generations, logits.argmax(-1).tolist(), logits, strict=True):
+        if one.sampler.is_plain_argmax:
             one.accept(token)
-        return
-    for one, row_logits in zip(generations, logits, strict=True):
-        one.choose(row_logits)
+        else:
+            one.choose(row_logits)
 
 
 def _row(generation: Generation) -> Row:

@@ -98,6 +98,7 @@ class RayEngine(Engine):
         self.description = _described(handle)
         self._answer = handle.options(method_name="answer", stream=True)
         self.notices = self.description.notices
+        self.has_formats = self.description.has_formats
         self._template = get_template(self.description.template)
         self._counter = Counter()
         self._loop = LoopThread("llava-ray-engine")

@@ -32,6 +32,7 @@ class Description(NamedTuple):
     engine: str
     template: str
     notices: tuple[str, ...]
+    has_formats: bool
     model: ModelOptions
     version: str = __version__
 
@@ -54,7 +55,9 @@ class Replica:
     def describe(self) -> Description:
         """Return what answers."""
         engine = self._queue.engine
-        return Description(engine.name, engine.template.name, tuple(engine.notices), self._options)
+        return Description(
+            engine.name, engine.template.name, tuple(engine.notices), engine.has_formats, self._options
+        )
 
     def check_health(self) -> None:
         """Raise InternalError when answers only break off any more, as after a fault of the GPU.

@@ -11,6 +11,7 @@ from llava.engine.request import Request, SamplingParams
 from llava.model.builder import new_model
 from llava.model.saving import rules_of, save_checkpoint
 from llava.processing.tokenizer import load_tokenizer
+from tests.engine.formats import FORMAT, assert_fits
 from tests.model.folders import SMALL_INTERNVIT, small_config
 from tests.model.test_modeling import LANGUAGE_MODELS
 
@@ -39,3 +40,4 @@ def test_answers_do_not_depend_on_the_batch(text_type: str, tmp_path: Path) -> N
     ]
     alone = [engine.generate([request])[0].text for request in requests]
     assert [answer.text for answer in engine.generate(requests)] == alone
+    assert_fits(engine.ask("Hi", [IMAGE], response_format=FORMAT, max_new_tokens=300))

@@ -21,7 +21,7 @@ from llava.engine.http_faults import Fault
 from llava.engine.llama_cpp import LlamaCppEngine, LlamaCppOptions, read_completion_event
 from llava.engine.llama_cpp_prompt import prompt_chunks
 from llava.engine.remote import RemoteEngine
-from llava.engine.request import Request, SamplingParams
+from llava.engine.request import JsonFormat, Request, SamplingParams
 from llava.errors import (
     CheckpointError,
     ConfigError,
@@ -30,11 +30,13 @@ from llava.errors import (
     ImageLimitError,
     PlaceholderError,
     PromptError,
+    RequestError,
     UsageError,
 )
 from llava.export.gguf import export_gguf
 from llava.serve.bench.workload import draw_picture
 from llava.templates import PICTURE, Turn
+from tests.engine.formats import BAD_SCHEMAS, FORMAT, assert_fits
 from tests.engine.ggufs import CHECKPOINTS, IMAGES, write_language_model
 
 pytest.importorskip("xllamacpp")
@@ -177,6 +179,30 @@ def test_a_stop_string_a_limit_and_a_seed_do_what_they_say(engine: LlamaCppEngin
     stopped = engine.stream("Go.", seed=1, stop=(letters[0],), **options)
     assert "".join(stopped) == text[: text.index(letters[0])]
     assert stopped.answer.finish_reason == "stop"
+
+
+def test_answers_are_held_to_a_schema(engine: LlamaCppEngine) -> None:
+    held: dict[str, Any] = {"response_format": FORMAT, "max_new_tokens": 300}
+    stream = engine.stream("Go.", IMAGES[:1], **held)
+    list(stream)
+    assert_fits(stream.answer.text)
+    assert stream.answer.finish_reason == "stop"
+    for seed in range(20):
+        assert_fits(engine.ask("Go.", temperature=2.0, seed=seed, **held))
+    cut = engine.stream("Go.", response_format=FORMAT, max_new_tokens=3)
+    list(cut)
+    assert cut.answer.finish_reason == "length"
+    assert engine.ask("Go.", response_format=JsonFormat(), max_new_tokens=8).startswith("{")
+
+
+@pytest.mark.parametrize("schema", BAD_SCHEMAS, ids=str)
+def test_a_schema_that_llama_cpp_would_pass_over_is_refused(
+    engine: LlamaCppEngine, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestError, match="cannot be held to this JSON schema"):
+        engine.submit(
+            Request.of_question("Go.", (), SamplingParams(response_format=JsonFormat.of_schema(schema)))
+        )
 
 
 def test_a_cancelled_answer_frees_its_slot(engine: LlamaCppEngine) -> None:

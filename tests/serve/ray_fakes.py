@@ -38,7 +38,7 @@ class FakeHandle:
 
         self._script = script or (lambda _: sent(ANSWER.text, ANSWER))
         self._description = description or Description(
-            "echo", "vicuna_v1", ("It is small.",), ModelOptions(bits=4)
+            "echo", "vicuna_v1", ("It is small.",), True, ModelOptions(bits=4)
         )
         self.calls: list[tuple[Request, str]] = []
         self.given: list[FakeItems] = []

@@ -19,8 +19,9 @@ import pytest
 pytest.importorskip("ray")
 
 from llava.demo import example_images
+from tests.engine.formats import BAD_SCHEMAS, SCHEMA, assert_fits
 from tests.serve.servers import wait_until
-from tests.serve.test_serve_command import MODEL, QUESTION, question
+from tests.serve.test_serve_command import MODEL, QUESTION, question, response_format
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -117,6 +118,12 @@ def test_the_api_is_that_of_one_machine(process: tuple[subprocess.Popen[str], di
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=question(text="word " * 5000))
     assert caught.value.code == "context-length"
+    held = client.chat.completions.create(
+        **fields | {"temperature": 2}, response_format=response_format(SCHEMA)
+    )
+    assert_fits(held.choices[0].message.content or "")
+    with pytest.raises(openai.BadRequestError, match="cannot be held to this JSON schema"):
+        client.chat.completions.create(**fields | {"response_format": response_format(BAD_SCHEMAS[0])})
 
 
 def test_a_conversation_stays_with_the_replica_that_remembers_it(

@@ -182,7 +182,7 @@ def test_closing_ends_what_runs_and_then_what_is_owned() -> None:
 def test_replicas_of_another_release_or_without_a_word_are_refused() -> None:
     from llava.serve.ray_replica import Description
 
-    older = Description("echo", "vicuna_v1", (), ModelOptions(), version="0.0.1")
+    older = Description("echo", "vicuna_v1", (), False, ModelOptions(), version="0.0.1")
     with pytest.raises(RemoteError, match=r"release 0\.0\.1"):
         RayEngine(FakeHandle(description=older))
     for error in (ActorDiedError(), TimeoutError("after 1 s"), task_error(TypeError("no field"))):

@@ -11,15 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 import llava
 from llava.cli import main
 from llava.demo import example_images
 from llava.serve.command import name_models
+from tests.documents import ROOT, blocks_of
+from tests.engine.formats import BAD_SCHEMAS, COLORS, SCHEMA, assert_fits
 
 MODEL = "InternVL-Chat-Tiny"
 QUESTION = "How many objects are there?"
@@ -145,6 +148,75 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     assert len(tokens) == made.usage.completion_tokens
     assert all(len(token.top_logprobs) == 3 and token.logprob <= 0 for token in tokens)
     assert all(token.token == token.top_logprobs[0].token for token in tokens)
+
+
+def response_format(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+
+def test_the_documented_answer_in_json(client: openai.OpenAI, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [one for one in blocks_of(ROOT / "docs" / "api.md") if "response_format={" in one.text]
+    part = picture(example_images()[0])
+    exec(block.text, {"client": client, "picture": part["image_url"]["url"]})
+    assert_fits(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("temperature", [0, 2])
+def test_answers_fit_their_schema_streamed_or_not(client: openai.OpenAI, temperature: float) -> None:
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "messages": question(example_images()[0]),
+        "temperature": temperature,
+        "seed": 11,
+        "response_format": response_format(SCHEMA),
+    }
+    whole = client.chat.completions.create(**fields, n=4, logprobs=True, top_logprobs=1)
+    for choice in whole.choices:
+        assert choice.finish_reason == "stop"
+        assert_fits(choice.message.content or "")
+    chunks = list(client.chat.completions.create(**fields, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    cut = client.chat.completions.create(**fields, max_tokens=4).choices[0]
+    assert cut.finish_reason == "length"
+    assert (whole.choices[0].message.content or "").startswith(cut.message.content or "-")
+
+
+def test_a_class_of_pydantic_comes_back_as_one_of_its_kind(client: openai.OpenAI) -> None:
+    class Found(pydantic.BaseModel):
+        color: Literal["red", "green", "blue", "yellow"]
+        is_round: bool
+
+    made = client.chat.completions.parse(
+        model=MODEL, messages=question(example_images()[0]), temperature=2, seed=3, response_format=Found
+    )
+    found = made.choices[0].message.parsed
+    assert found is not None
+    assert found.color in COLORS
+
+
+def test_any_json_object(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(
+        model=MODEL,
+        messages=question(example_images()[0]),
+        temperature=0,
+        max_tokens=40,
+        response_format={"type": "json_object"},
+    )
+    assert (made.choices[0].message.content or "").startswith("{")
+
+
+@pytest.mark.parametrize("schema", BAD_SCHEMAS, ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_held_is_a_bad_request(
+    client: openai.OpenAI, schema: dict[str, Any], stream: bool
+) -> None:
+    wanted = response_format(schema)
+    with pytest.raises(openai.BadRequestError, match="cannot be held to this JSON schema") as caught:
+        client.chat.completions.create(
+            model=MODEL, messages=question(), stream=stream, response_format=wanted
+        )
+    assert caught.value.code == "request"
 
 
 def test_control_tokens_in_a_question_are_text(client: openai.OpenAI) -> None:

@@ -7,13 +7,23 @@ known is refused, so that nobody gets another answer than they asked for. Format
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llava.engine.request import MAX_CHOICES, MAX_LOGPROBS, MAX_NEW_TOKENS_LIMIT, SamplingParams
+from llava.engine.request import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_NEW_TOKENS_LIMIT,
+    JsonFormat,
+    SamplingParams,
+)
 from llava.errors import RequestError
 from llava.serve.http.errors import invalid_field
+
+if TYPE_CHECKING:
+    from llava.engine.protocol import Engine
 
 DEFAULT_TEMPERATURE: Final = 0.2
 """That of the original's demo; models of this family wander off at OpenAI's 1."""
@@ -103,10 +113,34 @@ class StreamOptions(_Part):
     include_usage: bool | None = None
 
 
-class ResponseFormat(_Part):
-    """What an answer should look like."""
+class AnyText(_Part):
+    """An answer of any kind."""
 
-    type: str
+    type: Literal["text"]
+
+
+class AnyObject(_Part):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Part):
+    """A JSON Schema and what it is called."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class SchemaText(_Part):
+    """An answer that fits a JSON Schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+_ResponseFormat = Annotated[AnyText | AnyObject | SchemaText, Field(discriminator="type")]
 
 
 class ChatBody(BaseModel):
@@ -132,7 +166,7 @@ class ChatBody(BaseModel):
     seed: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    response_format: ResponseFormat | None = None
+    response_format: _ResponseFormat | None = None
 
     @property
     def num_choices(self) -> int:
@@ -166,7 +200,16 @@ class ChatBody(BaseModel):
             seed=self.seed,
             num_beams=beams,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            response_format=self._format(),
         )
+
+    def _format(self) -> JsonFormat | None:
+        wanted = self.response_format
+        if isinstance(wanted, SchemaText):
+            described = wanted.json_schema
+            text = json.dumps(described.schema_)
+            return JsonFormat(text, name=described.name, is_strict=described.strict)
+        return JsonFormat() if isinstance(wanted, AnyObject) else None
 
 
 def read_body(value: object) -> ChatBody:
@@ -177,15 +220,18 @@ def read_body(value: object) -> ChatBody:
         if name in value and not any(value[name] == other for other in harmless):
             raise RequestError(f"{name} cannot be carried out here", remedy="Leave it out.")
     try:
-        body = ChatBody.model_validate(value)
+        return ChatBody.model_validate(value)
     except ValidationError as error:
         raise invalid_field(error.errors(include_url=False, include_input=False)) from None
-    if body.response_format is not None and body.response_format.type != "text":
+
+
+def check_format(sampling: SamplingParams, engine: Engine) -> None:
+    """Raise RequestError for a response format that the engine cannot hold answers to."""
+    if sampling.response_format is not None and not engine.has_formats:
         raise RequestError(
-            f"response_format {body.response_format.type[:40]!r} cannot be carried out by this engine",
-            remedy="Leave it out and describe the format in the prompt, or serve the model by vLLM.",
+            "response_format cannot be carried out by this engine",
+            remedy="Leave it out and describe the format in the prompt, or serve the model by another one.",
         )
-    return body
 
 
 def _given(value: float | None, default: float) -> float:

@@ -14,7 +14,7 @@ from llava.serve.http.errors import as_llava_error, error_fields, log_error
 from llava.serve.http.limits import json_body
 from llava.serve.http.request_id import request_id_of
 from llava.serve.metrics import Metrics, RequestClock
-from llava.serve.openai.body import ChatBody, read_body
+from llava.serve.openai.body import ChatBody, check_format, read_body
 from llava.serve.openai.completions import Completion, Trimmer
 from llava.serve.openai.messages import PromptLimits, read_messages
 from llava.serve.openai.pictures import PictureMemory
@@ -69,6 +69,7 @@ async def complete(
     body = read_body(json_body(request))
     model = models.get(body.model)
     sampling = body.sampling()
+    check_format(sampling, model.queue.engine)
     dialogue = read_messages(body.messages, limits, memory)
     clock = metrics.begin(model.name)
     async with AsyncExitStack() as resources:

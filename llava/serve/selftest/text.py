@@ -34,7 +34,12 @@ _BEYOND: Final[dict[str, Any]] = {
     "logit_bias": [{str(number): 100 for number in range(10_000)}],
     "chat_template": ["{% for x in range(10**9) %}{{ x }}{% endfor %}"],
     "chat_template_kwargs": [{"chat_template": "{{ 1 }}"}],
-    "response_format": [{"type": "json_schema", "json_schema": {"schema": {"pattern": "(a+)+$"}}}],
+    "response_format": [
+        5,
+        {"type": "regex"},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": "x"}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x" * 10**6]}}},
+    ],
     "guided_regex": ["(a+)+$"],
     "stream_options": [5],
     "messages": [None, {}, "x", [5], [{"role": "root", "content": "x"}]],
@@ -48,6 +53,18 @@ _TAKEN_OR_REFUSED: Final[dict[str, Any]] = {
     "user": ["\u202e" * 1000],
     "metadata": [{"x" * 1000: "y"}],
     "stop": ["", [""], []],
+    "response_format": [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        for schema in (
+            {"type": "string", "pattern": "(a+)+$"},
+            {"type": "string", "pattern": "((a{99}){99}){99}"},
+            {"type": "string", "minLength": 10**9},
+            {"type": "array", "items": {}, "minItems": 10**9},
+            {"$defs": {"x": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"},
+            {"$ref": "file:///etc/hostname"},
+            {"type": "object", "properties": {f"p{number}": {} for number in range(1000)}},
+        )
+    ],
 }
 _ACTIVE: Final = (
     "<script>fetch('{beacon}')</script>![x]({beacon}) [x](javascript:alert(1)) <img src={beacon}>"

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from llava.demo import example_images
 from llava.demo.drawing import draw
 from llava.demo.scenes import make_scene
+from llava.engine.engine import ChatEngine
+from llava.engine.frontend import Frontend
 from llava.engine.openvino.paging import OpenVinoOptions
 from llava.engine.openvino.runner import OpenVinoRunner
 from llava.engine.openvino.support import WeightFormat
 from llava.engine.runner import Chunk
 from llava.model.builder import new_model
 from llava.templates import PICTURE, Turn
+from tests.engine.formats import FORMAT, assert_fits
 from tests.engine.openvino.helpers import (
     EMBEDDED,
     NEEDS_BFLOAT16,
@@ -182,7 +186,16 @@ def test_the_embedded_model_answers_alike_in_bfloat16() -> None:
     _check_answers(runner, 0.9)
 
 
-def _processor() -> Any:
-    from llava.engine.frontend import Frontend
+def test_answers_are_held_to_a_schema() -> None:
+    engine = ChatEngine(Frontend.of_loaded(loaded(EMBEDDED)), runner_of(EMBEDDED, "float32"))
+    try:
+        for seed, picture in enumerate(example_images()):
+            for temperature in (0.0, 2.0):
+                sampling: dict[str, Any] = {"temperature": temperature, "seed": seed}
+                assert_fits(engine.ask(QUESTIONS[0], [picture], response_format=FORMAT, **sampling))
+    finally:
+        engine.close()
 
+
+def _processor() -> Any:
     return Frontend.of_loaded(loaded(EMBEDDED)).processor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from llava.engine.request import SamplingParams
+from llava.engine.request import JsonFormat, SamplingParams
 from llava.errors import ConfigError, RequestError
 from llava.serve.openai.body import WITHOUT_EFFECT, ChatBody, read_body
 
@@ -100,9 +101,23 @@ def test_defaults_and_spellings(fields: dict[str, Any], name: str, value: object
         {"messages": "Hi"},
         {"messages": [5]},
         {"messages": [{"role": "user", "content": "x"}] * 10_001},
-        {"response_format": {"type": "json_object"}},
         {"response_format": 5},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"response_format": {}},
+        {"response_format": {"type": "regex"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a\n", "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x" * 65, "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": []}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"x": "y" * 50_000}},
+            }
+        },
+        {"response_format": {"type": "json_object"}, "num_beams": 2},
     ],
     ids=lambda fields: str(fields)[:60],
 )
@@ -124,6 +139,16 @@ def test_a_field_that_would_change_the_answer_is_refused_unless_it_asks_for_noth
         body_of(**{name: harmless})
     with pytest.raises(RequestError, match=f"{name} cannot be carried out"):
         body_of(**{name: {"something": 1}})
+
+
+def test_a_response_format_is_a_part_of_sampling() -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    named = {"name": "mine-1", "schema": schema, "strict": True, "description": "passed over"}
+    wanted = body_of(response_format={"type": "json_schema", "json_schema": named}).sampling().response_format
+    assert wanted == JsonFormat(json.dumps(schema), name="mine-1", is_strict=True)
+    assert body_of(response_format={"type": "json_object"}).sampling().response_format == JsonFormat()
+    for nothing in ({"type": "text"}, None):
+        assert body_of(response_format=nothing).sampling().response_format is None
 
 
 def test_fields_that_change_nothing_are_passed_over() -> None:

@@ -325,6 +325,19 @@ def test_fields_out_of_bounds_are_400(client: httpx.Client, fields: dict[str, An
     assert error_of(response)["code"] in ("request", "config")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_without_formats_refuses_them(
+    engine: EchoEngine, client: httpx.Client, stream: bool
+) -> None:
+    schema = {"name": "x", "schema": {"type": "object"}}
+    for wanted in ({"type": "json_object"}, {"type": "json_schema", "json_schema": schema}):
+        response = ask(client, response_format=wanted, stream=stream)
+        assert (response.status_code, error_of(response)["code"]) == (400, "request")
+        assert "response_format cannot be carried out by this engine" in error_of(response)["message"]
+    assert not engine.requests
+    assert ask(client, response_format={"type": "text"}).status_code == 200
+
+
 @pytest.mark.parametrize("text", ['{"temperature": NaN}', '{"seed": 1, "seed": 2}', '{"x": 1e999}'])
 def test_json_that_is_none_is_400(client: httpx.Client, text: str) -> None:
     response = client.post("/v1/chat/completions", content=text, headers={"Content-Type": "application/json"})
