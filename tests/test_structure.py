@@ -274,11 +274,7 @@ def test_configuration_fields_have_their_default_in_their_class() -> None:
     assert not wrong, wrong
 
 
-def error_classes(base: type[errors.LlavaError] = errors.LlavaError) -> list[type[errors.LlavaError]]:
-    return [base, *(deeper for child in base.__subclasses__() for deeper in error_classes(child))]
-
-
-@pytest.mark.parametrize("name", [cls.__name__ for cls in error_classes() if cls is not errors.LlavaError])
+@pytest.mark.parametrize("name", [cls.__name__ for cls in errors.classes() if cls is not errors.LlavaError])
 def test_every_error_is_provoked_by_a_test(name: str) -> None:
     here = Path(__file__)
     texts = (path.read_text(encoding="utf-8") for path in sources("tests") if path != here)
@@ -287,7 +283,7 @@ def test_every_error_is_provoked_by_a_test(name: str) -> None:
 
 
 def test_errors_have_codes_of_their_own() -> None:
-    codes = [cls.code for cls in error_classes()]
+    codes = [cls.code for cls in errors.classes()]
     assert len(set(codes)) == len(codes)
 
 

@@ -1,9 +1,10 @@
 """Errors as answers: one table from class to status, one shape of JSON, and nothing private in it.
 
-    {"error": {"message", "type", "param", "code", "remedy", "request_id"}}
+    {"error": {"message", "type", "param", "code", "remedy", "docs", "request_id"}}
 
-is OpenAI's shape with `remedy` and `request_id` added. What an error of this machine's files, or an
-unexpected exception, has to say goes to the log under the request id; the client gets words without it.
+is OpenAI's shape with `remedy`, `docs` (the page about the code) and `request_id` added. What an error of this
+machine's files, or an unexpected exception, has to say goes to the log under the request id; the client gets
+words without it.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def treatment_of(error: LlavaError) -> Treatment:
 
 
 def error_fields(error: LlavaError, request_id: str) -> dict[str, Any]:
-    """Return what a client is told of an error: code, message, remedy, request_id, type, param."""
+    """Return what a client is told of an error: code, message, remedy, docs, request_id, type, param."""
     treatment = treatment_of(error)
     message, remedy = error.cause, error.remedy
     if treatment.words is not None:
@@ -99,6 +100,7 @@ def error_fields(error: LlavaError, request_id: str) -> dict[str, Any]:
         "param": None,
         "code": error.code,
         "remedy": _PRIVATE.sub("(hidden)", remedy),
+        "docs": error.docs,
         "request_id": request_id,
     }
 
