@@ -31,6 +31,7 @@ FLOORS = {
     "journal": 0,
     "lazy": 0,
     "log": 0,
+    "log_file": 0,
     "rendering": 0,
     "templates": 0,
     # tokens, pixels, prompts, labels; the embedded model is data that every floor above may use

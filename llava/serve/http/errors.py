@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llava import errors
 from llava.errors import LlavaError
-from llava.log import get_logger
+from llava.log import FILE_ONLY, TERMINAL_ONLY, get_logger
 from llava.serve.http.request_id import request_id_of
 
 if TYPE_CHECKING:
@@ -113,10 +114,14 @@ def unexpected(error: BaseException, request_id: str) -> errors.InternalError:
 
 def log_error(error: LlavaError, request_id: str) -> None:
     """Log what the client is not told: errors whose own words are for the operator, with their cause."""
-    if treatment_of(error).status >= 500 and not isinstance(error, _NO_FAULTS):
-        _logger.error("request %s: %s", request_id, error, exc_info=error.__cause__)
-    else:
-        _logger.info("request %s: %s", request_id, error)
+    is_fault = treatment_of(error).status >= 500 and not isinstance(error, _NO_FAULTS)
+    level = logging.ERROR if is_fault else logging.INFO
+    if is_fault and not isinstance(error, errors.ReportedError):
+        _logger.log(level, "request %s: %s", request_id, error, exc_info=error.__cause__)
+        return
+    # The words are the client's, who has them already: they may quote it, and a file would keep that.
+    _logger.log(level, "request %s: %s", request_id, error, extra=TERMINAL_ONLY)
+    _logger.log(level, "request %s: error[%s]", request_id, error.code, extra=FILE_ONLY)
 
 
 def error_response(error: LlavaError, request_id: str) -> Response:
@@ -215,7 +220,8 @@ class ErrorLayer:
             known = as_llava_error(error, name)
             if has_begun:
                 # The server closes the connection of an answer that is left incomplete.
-                _logger.error("request %s broke off: %s", name, known)
+                log_error(known, name)
+                _logger.error("request %s broke off", name)
             elif has_body:
                 await error_response(known, name)(scope, receive, send)
             else:
