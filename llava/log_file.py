@@ -102,8 +102,8 @@ class LogFile(logging.handlers.TimedRotatingFileHandler):
             if logger.propagate:
                 self._levels[name] = logger.level
                 logger.setLevel(min(logger.level or least, least))
-        for name in (None, _SILENT):
-            logging.getLogger(name).addHandler(self)
+        for place in (None, _SILENT):
+            logging.getLogger(place).addHandler(self)
         _logger.info("process %d started", os.getpid(), extra=FILE_ONLY)
         return self
 
@@ -116,8 +116,8 @@ class LogFile(logging.handlers.TimedRotatingFileHandler):
         elif error is not None:
             _logger.critical("%s", type(error).__name__, exc_info=error, extra=FILE_ONLY)
         _logger.info("process %d ended", os.getpid(), extra=FILE_ONLY)
-        for name in (None, _SILENT):
-            logging.getLogger(name).removeHandler(self)
+        for place in (None, _SILENT):
+            logging.getLogger(place).removeHandler(self)
         for name, level in self._levels.items():
             logging.getLogger(name).setLevel(level)
         with contextlib.suppress(OSError):  # what a full disk did not take was told
@@ -127,7 +127,7 @@ class LogFile(logging.handlers.TimedRotatingFileHandler):
 class _OneLine(logging.Formatter):
     """Keeps a message on its own line, whatever is in it; a traceback follows it. Times are UTC."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return a record without its traceback."""

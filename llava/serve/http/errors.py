@@ -2,9 +2,9 @@
 
     {"error": {"message", "type", "param", "code", "remedy", "docs", "request_id"}}
 
-is OpenAI's shape with `remedy`, `docs` (the page about the code) and `request_id` added. What an error of this
-machine's files, or an unexpected exception, has to say goes to the log under the request id; the client gets
-words without it.
+is OpenAI's shape with `remedy`, `docs` (the page about the code) and `request_id` added. What an error of
+this machine's files, or an unexpected exception, has to say goes to the log under the request id; the client
+gets words without it.
 """
 
 from __future__ import annotations
