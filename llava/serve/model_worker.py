@@ -142,8 +142,7 @@ def _serve(args: argparse.Namespace) -> int:
     for name in ("multi_modal", "use_flash_attn"):
         if getattr(args, name):
             note(f"note: --{name.replace('_', '-')} has no effect")
-    listener = open_listener(args)
-    with open_log(args, _log_name(listener.getsockname()[1])):
+    with open_listener(args) as listener, open_log(args, _log_name(listener.getsockname()[1])):
         return _serve_at(listener, args)
 
 

@@ -220,8 +220,7 @@ class ErrorLayer:
             known = as_llava_error(error, name)
             if has_begun:
                 # The server closes the connection of an answer that is left incomplete.
-                log_error(known, name)
-                _logger.error("request %s broke off", name)
+                _logger.error("request %s broke off: %s", name, known)
             elif has_body:
                 await error_response(known, name)(scope, receive, send)
             else:
