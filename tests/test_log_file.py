@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from llava.errors import FileError, UsageError
-from llava.log import FILE_ONLY, QUIET, TERMINAL_ONLY, configure, get_logger
+from llava.log import FILE_ONLY, TERMINAL_ONLY, configure, get_logger
 from llava.log_file import KEPT_DAYS, LogFile
+from tests.documents import quiet_process
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| (INFO|WARNING|ERROR|CRITICAL) \| [\w.]+ \| .*")
 FULL = Path("/dev/full")
@@ -23,14 +24,10 @@ posix = pytest.mark.skipif(os.name != "posix", reason="modes and locks of files"
 
 
 @pytest.fixture(autouse=True)
-def quiet_process() -> Iterator[None]:
-    """Undo what a program's start does to the loggers of the process."""
-    loggers = [logging.getLogger(name) for name in (None, "llava", *QUIET)]
-    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+def undone() -> Iterator[None]:
+    """Leave no loggers of a server to other tests."""
+    with quiet_process():
+        yield
 
 
 def log_everything() -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from llava.cli import main
 from llava.errors import ReportedError
 from llava.serve import controller, gradio_web_server, model_worker
 from llava.serve.protocol import GenerateRequest
+from tests.documents import quiet_process
 from tests.serve.test_processes import START_S, Place, Process, free_port, place, until  # noqa: F401
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]+ \| [\w.]+ \| .+")
@@ -22,6 +24,13 @@ SECRET = "a-question-that-nobody-keeps"
 PICTURE = "a-picture-that-nobody-keeps"
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    """Leave no loggers of a server to other tests."""
+    with quiet_process():
+        yield
 
 
 def end(process: Process) -> None:

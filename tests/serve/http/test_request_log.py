@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,11 +22,6 @@ from tests.serve.servers import live, raw, read_all
 
 NAME = "req-of-this-test"
 SECRET = "what-nobody-keeps"
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("llava"), "level", logging.INFO)
 
 
 @pytest.fixture
@@ -59,9 +53,6 @@ def app() -> FastAPI:
         return StreamingResponse(pieces())
 
     return app
-
-
-Asking = Callable[[str], str]
 
 
 @pytest.fixture
