@@ -180,7 +180,9 @@ def test_a_thousand_failures_leave_nothing_behind() -> None:
         async with network.client() as client:
             for _ in range(50):
                 calls = (client.post(ADDRESS + PATH, json=asked()) for _ in range(20))
-                assert {response.status_code for response in await asyncio.gather(*calls)} == {503}
+                responses = await asyncio.gather(*calls)
+                # Not the status: on a busy machine the first sign of life comes before the error.
+                assert {frames_of(response.content)[-1]["code"] for response in responses} == {"engine"}
         assert worker.num_requests == 0
         await until(lambda: worker.queue.num_running == 0)
 
