@@ -36,12 +36,17 @@
     +-- RankError                  a process of a distributed run that died, hangs or cannot be reached
 
 Commands print `str(error)` on one line and exit with `error.exit_code`, never with a traceback.
+`error.docs` names the page of the documentation that has causes and remedies of the code.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+PAGES: Final = "docs/errors"
+"""Where the page of each code is, from the root of the project."""
 
 
 class LlavaError(Exception):
@@ -57,6 +62,11 @@ class LlavaError(Exception):
 
     def __str__(self) -> str:
         return f"{self.cause}. {self.remedy}" if self.remedy else self.cause
+
+    @property
+    def docs(self) -> str:
+        """The page about the code, from the root of the project."""
+        return f"{PAGES}/{self.code}.md"
 
 
 class UsageError(LlavaError):
@@ -307,3 +317,14 @@ class ReportedError(ServingError):
         self.code = reported_code
         self.error_number = error_number
         self.request_id = request_id
+
+    @property
+    def docs(self) -> str:
+        """The page about the code; that of "reported" where no class here has the code."""
+        known = {kind.code for kind in classes()}
+        return f"{PAGES}/{self.code if self.code in known else ReportedError.code}.md"
+
+
+def classes(base: type[LlavaError] = LlavaError) -> list[type[LlavaError]]:
+    """Return every class of the tree below `base`, and `base` itself, bases first."""
+    return [base, *(deeper for child in base.__subclasses__() for deeper in classes(child))]

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from llava.constants import LOGDIR
+from llava.log_file import DATE_FORMAT, FORMAT
 
 server_error_msg = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 moderation_msg = "YOUR INPUT VIOLATES OUR CONTENT MODERATION GUIDELINES. PLEASE TRY AGAIN."
-
-_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 
 
 class Semaphore(Protocol):
@@ -48,7 +47,7 @@ def build_logger(logger_name: str, logger_filename: str, *, folder: str | Path =
         handler = logging.handlers.TimedRotatingFileHandler(
             path, when="D", utc=True, encoding="utf-8", delay=True
         )
-        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
         logger.addHandler(handler)
     return logger
 

@@ -11,18 +11,13 @@ from pathlib import Path
 
 from llava import errors
 from llava.command import describe_error
-from llava.errors import LlavaError
+from llava.errors import PAGES, LlavaError, classes
 from llava.serve.frames import error_message
 from llava.serve.http.errors import Treatment, error_fields, treatment_of
 from scripts.error_page_texts import WORDS, Words
 
-FOLDER = Path(__file__).parents[1] / "docs" / "errors"
+FOLDER = Path(__file__).parents[1] / PAGES
 REQUEST_ID = "3f2c9d41"
-
-
-def classes(base: type[LlavaError] = LlavaError) -> list[type[LlavaError]]:
-    """Return every class of the tree, bases first."""
-    return [base, *(deeper for child in base.__subclasses__() for deeper in classes(child))]
 
 
 def example(kind: type[LlavaError], words: Words) -> LlavaError:
@@ -74,8 +69,8 @@ def page(kind: type[LlavaError]) -> str:
         frame,
         "```",
         "",
-        "The page shows message, remedy, code and request id in place of the answer, and no later question"
-        " takes it for one.",
+        "The page shows message, remedy, code, this file's name and request id in place of the answer, and no"
+        " later question takes it for one.",
         "",
         "All codes: [errors.md](../errors.md).",
     ]

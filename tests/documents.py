@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.log import QUIET
+
 ROOT = Path(__file__).parents[1]
 RUN_LANGUAGES = ("sh", "python")
 MIN_REASON_WORDS = 3
@@ -82,7 +84,7 @@ def run_block(block: Block, namespace: dict[str, Any]) -> str:
     namespace: the variables of the document's Python blocks. Raises AssertionError for a command that fails.
     """
     printed = io.StringIO()
-    with _quiet_process(), contextlib.redirect_stdout(printed):
+    with quiet_process(), contextlib.redirect_stdout(printed):
         if block.language == "python":
             exec(compile(block.text, str(block), "exec"), namespace)
         else:
@@ -144,16 +146,17 @@ def _typing(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_process() -> Iterator[None]:
-    """Undo what a program's start does to the process: its log handlers and warning filters."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def quiet_process() -> Iterator[None]:
+    """Undo what a program's start does to the process: its log handlers, levels and warning filters."""
+    loggers = [logging.getLogger(name) for name in (None, "llava", *QUIET)]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     with warnings.catch_warnings():
         try:
             yield
         finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
+            for logger, level, handlers in before:
+                logger.setLevel(level)
+                logger.handlers[:] = handlers
 
 
 def links_of(path: Path) -> list[str]:

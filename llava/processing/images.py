@@ -34,7 +34,7 @@ from PIL import (
 )
 
 from llava.errors import ImageError, ImageLimitError
-from llava.log import get_logger
+from llava.log import TERMINAL_ONLY, get_logger
 from llava.processing.fetch import fetch_picture
 from llava.processing.formats import FORMATS, describe_refused, picture_format
 from llava.processing.sources import DEFAULT_LIMITS, ImageLimits, read_source
@@ -102,12 +102,17 @@ def load_image(
     orientation, hidden colours of transparent parts). Raises ImageError when this is no picture,
     ImageLimitError when it is over a limit.
     """
-    notice = on_notice or _logger.warning
+    notice = on_notice or _notice
     if isinstance(source, Image.Image):
         return _finish(source, "The picture", limits, as_original=as_original, notice=notice)
     data, name = read_source(source, limits, allow_url=allow_url, allow_path=allow_path, fetch=fetch)
     image = _open(data, name)
     return _finish(image, name, limits, as_original=as_original, notice=notice)
+
+
+def _notice(text: str) -> None:
+    """Log what is odd about a picture; it may say the picture's name, which is for no file of a server."""
+    _logger.warning("%s", text, extra=TERMINAL_ONLY)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ from llava.engine.model_options import (
 )
 from llava.errors import DependencyError
 from llava.serve.http.limits import add_limit_arguments
+from llava.serve.network_options import add_log_argument, open_log
 from llava.serve.ray_options import add_ray_arguments, ray_options_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_limit_arguments(load)
     _add_page_arguments(parser)
     add_ray_arguments(parser)
+    add_log_argument(parser)
     parser.add_argument("--json", action="store_true", help="print address, models and key file as JSON")
 
 
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     for package in _PACKAGES:
         if find_spec(package) is None:
             raise DependencyError.of_extra(package, "serve", "llava serve")
-    return serve(args, mount_page=_page(args))
+    with open_log(args, "llava_serve"):
+        return serve(args, mount_page=_page(args))
 
 
 def _page(args: argparse.Namespace) -> MountPage | None:

@@ -20,6 +20,7 @@ from llava.serve.network_options import (
     add_network_arguments,
     network_of,
     open_listener,
+    open_log,
     require_serving_packages,
     say_where,
 )
@@ -48,7 +49,7 @@ def create_app(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: _serve(_parser().parse_all(words)), is_verbose=True)
+    return run_command(lambda: _serve_logged(_parser().parse_all(words)), is_verbose=True)
 
 
 def _parser() -> OptionParser:
@@ -76,6 +77,11 @@ def _parser() -> OptionParser:
         help="let the worker at this address register without the token (a worker of the original)",
     )
     return parser
+
+
+def _serve_logged(args: argparse.Namespace) -> int:
+    with open_log(args, "controller"):
+        return _serve(args)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -193,7 +193,12 @@ class Dispatcher:
                         refused("No worker is free", remedy="Try again in a moment."), is_gone=False
                     )
                 if response.headers.get("content-type", "").startswith("application/json"):
-                    _logger.error("worker %s answers with status %d", worker.address, response.status_code)
+                    _logger.error(
+                        "request %s: worker %s answers with status %d",
+                        headers[REQUEST_ID_HEADER],
+                        worker.address,
+                        response.status_code,
+                    )
                     raise WorkerLostError("The worker does not take requests of this controller")
                 async for chunk in response.aiter_raw():
                     for frame in decoder.feed(chunk):
@@ -202,7 +207,8 @@ class Dispatcher:
             error = WorkerLostError("The worker cannot be reached", remedy=_ASK_AGAIN)
             raise _Refusal(error, is_gone=True) from None
         except (httpx.TransportError, RequestError) as error:
-            _logger.warning("worker %s: %s", worker.address, type(error).__name__)
+            name = headers[REQUEST_ID_HEADER]
+            _logger.warning("request %s: worker %s: %s", name, worker.address, type(error).__name__)
             if isinstance(error, httpx.TimeoutException) and worker.status.instance:
                 # It is frozen, and asking it would only keep its client waiting; alive, it registers again.
                 self._drop(worker.address, f"silent for {self._patience_s(worker):g} s in an answer")

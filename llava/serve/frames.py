@@ -140,6 +140,7 @@ def error_message(error: LlavaError, request_id: str) -> StreamMessage:
         code=told["code"],
         cause=told["message"],
         remedy=told["remedy"],
+        docs=told["docs"],
         request_id=request_id,
     )
 

@@ -19,6 +19,7 @@ from llava.serve.network_options import (
     add_network_arguments,
     network_of,
     open_listener,
+    open_log,
     require_serving_packages,
     say_where,
 )
@@ -30,7 +31,7 @@ DEFAULT_PORT = 7860
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: _serve(_parser().parse_all(words)), is_verbose=True)
+    return run_command(lambda: _serve_logged(_parser().parse_all(words)), is_verbose=True)
 
 
 def _parser() -> OptionParser:
@@ -69,6 +70,11 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def _serve_logged(args: argparse.Namespace) -> int:
+    with open_log(args, "gradio_web_server"):
+        return _serve(args)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ an OpenAI-compatible server (vLLM, SGLang, llama-server) as --model-path makes t
 from __future__ import annotations
 
 import argparse
+import hashlib
+import socket
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ from llava.serve.network_options import (
     address_on,
     network_of,
     open_listener,
+    open_log,
     require_serving_packages,
     say_where,
 )
@@ -42,6 +45,7 @@ from llava.serve.worker import ModelWorker
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llava.serve.http.running import Listener
 
 DEFAULT_PORT = 21002
 DEFAULT_CONTROLLER = "http://localhost:21001"
@@ -143,15 +147,25 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def serve(args: argparse.Namespace) -> int:
     """Answer for one model until a signal ends it; returns the exit code. `args`: of `worker_parser`."""
     require_serving_packages()
+    for name in ("multi_modal", "use_flash_attn"):
+        if getattr(args, name):
+            note(f"note: --{name.replace('_', '-')} has no effect")
+    with open_listener(args) as listener, open_log(args, _log_name(listener.getsockname()[1])):
+        return _serve_at(listener, args)
+
+
+def _log_name(port: int) -> str:
+    """Return what the original calls a worker's log; the same at every start on this machine and port."""
+    place = f"{socket.gethostname()}:{port}"
+    return f"model_worker_{hashlib.sha256(place.encode()).hexdigest()[:6]}"
+
+
+def _serve_at(listener: Listener, args: argparse.Namespace) -> int:
     from llava.serve.client import AsyncServingClient
     from llava.serve.http.lifecycle import Lifecycle
     from llava.serve.http.running import run_server
     from llava.serve.http.stack import protect
 
-    for name in ("multi_modal", "use_flash_attn"):
-        if getattr(args, name):
-            note(f"note: --{name.replace('_', '-')} has no effect")
-    listener = open_listener(args)
     address = _own_address(args, listener.getsockname()[1])
     # The controller calls the worker by this name.
     args.allow_host.append(urlsplit(address).hostname or "localhost")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, port: int) -> None
         help="clients need no key wherever they are (the original's clients know none); workers still do",
     )
     add_limit_arguments(parser)
+    add_log_argument(parser)
 
 
 def add_token_argument(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,29 @@ def add_token_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the secret that controller and workers share (default: this user's own, made when missing)",
     )
+
+
+def add_log_argument(parser: argparse._ActionsContainer) -> None:
+    """Declare --log-dir."""
+    parser.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="write a log file there, a new one every day; no prompts, pictures or clients' addresses "
+        "are in it (default: no file)",
+    )
+
+
+def open_log(args: argparse.Namespace, name: str) -> AbstractContextManager[object]:
+    """Return what logs into --log-dir, as NAME.log, while it is entered; raises FileError."""
+    if args.log_dir is None:
+        return nullcontext()
+    from llava.log_file import LogFile
+
+    path = args.log_dir / f"{name}.log"
+    file = LogFile(path)
+    note(f"logging to {path}")
+    return file
 
 
 def require_serving_packages() -> None:

@@ -4,8 +4,8 @@ Source: the original's `llava/serve/{controller,model_worker}.py`. Field names, 
 theirs, so that their processes mix with ours; fields that they do not know, they ignore. Ours are:
 
     request   deltas (send only what is new), seed, top_k, repetition_penalty, several stop strings
-    stream    delta instead of text; code, cause, remedy, request_id beside an error_code; and in the last
-              message finish_reason, usage, timing
+    stream    delta instead of text; code, cause, remedy, docs, request_id beside an error_code; and in the
+              last message finish_reason, usage, timing
     status    templates (model -> prompt template), instance (tells a restarted worker from an older one)
 """
 
@@ -255,9 +255,10 @@ class StreamMessage:
     """What is new."""
     error_code: int = ErrorNumber.OK
     code: str = ""
-    """Of an error: its code in docs/errors.md, its cause, its remedy, and the request that met it."""
+    """Of an error: its code, cause, remedy, the page of the documentation, and the request that met it."""
     cause: str = ""
     remedy: str = ""
+    docs: str = ""
     request_id: str = ""
     finish_reason: str = ""
     """Only in the last frame of a stream of deltas: "stop" or "length"."""
@@ -278,6 +279,7 @@ class StreamMessage:
             code=fields.text(value, "code", default=""),
             cause=fields.text(value, "cause", default="", max_length=1 << 16),
             remedy=fields.text(value, "remedy", default="", max_length=1 << 16),
+            docs=fields.text(value, "docs", default=""),
             request_id=fields.text(value, "request_id", default=""),
             finish_reason=fields.text(value, "finish_reason", default=""),
             usage={name: fields.whole(_object(value, "usage"), name) for name in _object(value, "usage")},
@@ -292,7 +294,7 @@ class StreamMessage:
         if self.delta is not None:
             value["delta"] = self.delta
         value["error_code"] = int(self.error_code)
-        for name in ("code", "cause", "remedy", "request_id", "finish_reason"):
+        for name in ("code", "cause", "remedy", "docs", "request_id", "finish_reason"):
             if found := getattr(self, name):
                 value[name] = found
         for name in ("usage", "timing"):

@@ -67,7 +67,7 @@ def ask(client: httpx.Client, content: Any = "Hello", **fields: Any) -> httpx.Re
 def error_of(response: httpx.Response) -> dict[str, Any]:
     """Return the error of a response, which must have our shape and the id of its header."""
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code", "remedy", "request_id"}
+    assert set(error) == {"message", "type", "param", "code", "remedy", "docs", "request_id"}
     assert error["request_id"] == response.headers["x-request-id"]
     return error
 

@@ -100,10 +100,15 @@ class Place:
         self._slow = folder / "slow_worker.py"
         self._slow.write_text(SLOW_WORKER)
 
-    def controller(self, port: int = 0) -> tuple[Process, str]:
+    def controller(self, port: int = 0, *options: str) -> tuple[Process, str]:
         """Start a controller that forgets quickly; returns it and its address."""
         process = self.start(
-            "controller", "-m", "llava.serve.controller", f"--port={port}", "--heart-beat-expiration=1.5"
+            "controller",
+            "-m",
+            "llava.serve.controller",
+            f"--port={port}",
+            "--heart-beat-expiration=1.5",
+            *options,
         )
         return process, process.wait_for(r"controller ready at (\S+)")
 

@@ -60,7 +60,12 @@ def test_a_message_of_the_original_is_what_it_always_was() -> None:
 
 def test_an_error_keeps_the_originals_fields_and_adds_ours() -> None:
     message = StreamMessage(
-        text="Shorten it", error_code=1, code="context-length", cause="Too long", request_id="req-1"
+        text="Shorten it",
+        error_code=1,
+        code="context-length",
+        cause="Too long",
+        docs="docs/errors/x.md",
+        request_id="req-1",
     )
     value = message.to_json()
     assert value["text"] == "Shorten it"

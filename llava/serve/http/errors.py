@@ -1,21 +1,23 @@
 """Errors as answers: one table from class to status, one shape of JSON, and nothing private in it.
 
-    {"error": {"message", "type", "param", "code", "remedy", "request_id"}}
+    {"error": {"message", "type", "param", "code", "remedy", "docs", "request_id"}}
 
-is OpenAI's shape with `remedy` and `request_id` added. What an error of this machine's files, or an
-unexpected exception, has to say goes to the log under the request id; the client gets words without it.
+is OpenAI's shape with `remedy`, `docs` (the page about the code) and `request_id` added. What an error of
+this machine's files, or an unexpected exception, has to say goes to the log under the request id; the client
+gets words without it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llava import errors
 from llava.errors import LlavaError
-from llava.log import get_logger
+from llava.log import FILE_ONLY, TERMINAL_ONLY, get_logger
 from llava.serve.http.request_id import request_id_of
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def treatment_of(error: LlavaError) -> Treatment:
 
 
 def error_fields(error: LlavaError, request_id: str) -> dict[str, Any]:
-    """Return what a client is told of an error: code, message, remedy, request_id, type, param."""
+    """Return what a client is told of an error: code, message, remedy, docs, request_id, type, param."""
     treatment = treatment_of(error)
     message, remedy = error.cause, error.remedy
     if treatment.words is not None:
@@ -99,6 +101,7 @@ def error_fields(error: LlavaError, request_id: str) -> dict[str, Any]:
         "param": None,
         "code": error.code,
         "remedy": _PRIVATE.sub("(hidden)", remedy),
+        "docs": error.docs,
         "request_id": request_id,
     }
 
@@ -111,10 +114,14 @@ def unexpected(error: BaseException, request_id: str) -> errors.InternalError:
 
 def log_error(error: LlavaError, request_id: str) -> None:
     """Log what the client is not told: errors whose own words are for the operator, with their cause."""
-    if treatment_of(error).status >= 500 and not isinstance(error, _NO_FAULTS):
-        _logger.error("request %s: %s", request_id, error, exc_info=error.__cause__)
-    else:
-        _logger.info("request %s: %s", request_id, error)
+    is_fault = treatment_of(error).status >= 500 and not isinstance(error, _NO_FAULTS)
+    level = logging.ERROR if is_fault else logging.INFO
+    if is_fault and not isinstance(error, errors.ReportedError):
+        _logger.log(level, "request %s: %s", request_id, error, exc_info=error.__cause__)
+        return
+    # The words are the client's, who has them already: they may quote it, and a file would keep that.
+    _logger.log(level, "request %s: %s", request_id, error, extra=TERMINAL_ONLY)
+    _logger.log(level, "request %s: error[%s]", request_id, error.code, extra=FILE_ONLY)
 
 
 def error_response(error: LlavaError, request_id: str) -> Response:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import EXIT_INTERRUPTED, EXIT_OK, note
 from llava.errors import UnavailableError, UsageError
-from llava.log import get_logger
+from llava.log import FILE_ONLY, get_logger
 from llava.serve.http.access import is_loopback
 from llava.serve.http.lifecycle import READY, Lifecycle
 from llava.serve.http.limits import Limits
@@ -250,11 +250,13 @@ class _Run:
             await asyncio.sleep(0.01)
         if not self._stop.is_set() and self._lifecycle.state == "loading":
             self._lifecycle.state = "ready"
+            _logger.info("ready", extra=FILE_ONLY)
             if on_ready is not None:
                 on_ready()
 
     async def _drain(self) -> None:
         self._lifecycle.state = "draining"
+        _logger.info("no further requests are taken", extra=FILE_ONLY)
         if self._lifecycle.num_running:
             note(f"finishing {self._lifecycle.num_running} requests; a second signal ends at once")
         try:
@@ -266,6 +268,7 @@ class _Run:
         is_second = self._stop.is_set()
         if is_second or self._lifecycle.state == "loading":
             note("ended at once")
+            _logger.info("ended at once", extra=FILE_ONLY)
             sys.stdout.flush()
             # Threads may be in the middle of loading or of a long step, and nobody waits for them any more.
             os._exit(EXIT_INTERRUPTED if is_second else EXIT_OK)

@@ -12,6 +12,7 @@ from llava.serve.http.lifecycle import Lifecycle, LifecycleLayer
 from llava.serve.http.limits import BodyLayer, Limits
 from llava.serve.http.request_id import HEADER as REQUEST_ID_HEADER
 from llava.serve.http.request_id import RequestIdLayer
+from llava.serve.http.request_log import RequestLogLayer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,7 +34,7 @@ def protect(app: FastAPI, access: Access, *, limits: Limits, lifecycle: Lifecycl
     layered = ErrorLayer(AccessLayer(layered, access))
     if access.allowed_hosts:
         layered = _readable_by_pages(layered, access.allowed_hosts)
-    return RequestIdLayer(layered)
+    return RequestIdLayer(RequestLogLayer(layered))
 
 
 def _readable_by_pages(app: ASGIApp, hosts: Sequence[str]) -> ASGIApp:

@@ -101,9 +101,11 @@ async def _fill(
 
 
 def error_line(error: LlavaError, request_id: str) -> str:
-    """Return what the page shows of an error: code, cause, remedy and request, nothing private."""
+    """Return what the page shows of an error: code, cause, remedy, page and request, nothing private."""
     told = error_fields(error, request_id)
-    return f"error[{told['code']}]: {told['message']}. {told['remedy']} (request {request_id})"
+    return (
+        f"error[{told['code']}]: {told['message']}. {told['remedy']} ({told['docs']}, request {request_id})"
+    )
 
 
 def stages_line(stages: Stages | None) -> str:

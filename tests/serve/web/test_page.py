@@ -227,7 +227,7 @@ def test_an_error_is_shown_with_code_and_request_and_is_no_history(
 ) -> None:
     tab.choose("broken")
     tab.send("What?")
-    tab.wait_for("error[engine]: out of memory. Ask for less. (request req-")
+    tab.wait_for("error[engine]: out of memory. Ask for less. (docs/errors/engine.md, request req-")
     tab.wait_until_done()
     tab.choose("alpha")
     tab.send("Once more.")

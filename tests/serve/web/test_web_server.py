@@ -53,7 +53,7 @@ def test_a_dialogue_is_answered_by_a_worker_and_its_lack_is_an_error_of_its_pane
         # What a person writes is no picture, whatever it spells.
         assert "How many? image ASSISTANT:" in str(engine.requests[-1])
         assert bad.error.startswith("error[")
-        assert "(request req-1)" in bad.error
+        assert "(docs/errors/not-found.md, request req-1)" in bad.error
         assert bad.shown.turns[-1].is_error
 
     asyncio.run(main())
