@@ -221,6 +221,7 @@ def thumbnail(image: str, folder: Path) -> str | None:
 def _settings(run: Run) -> str:
     record = run.record
     rows = [[key, str(value)] for key, value in record["settings"].items()]
+    rows += [["scored as the original (--compat)", "yes"]] if run.is_compat else []
     rows += [[f"scorer {key}", str(value)] for key, value in record["scorer"].items()]
     rows += [[key, str(path)] for key, path in record["files"].items() if path is not None]
     prompts = dict.fromkeys(str(answer.get("prompt", "")) for answer in run.answers()[:3])

@@ -43,13 +43,15 @@ class Chosen:
         """Score answer records; with a limit, only the questions that were asked count."""
         score = self.benchmark.score_as_original if is_compat else self.benchmark.score
         scoring = score(self.files, records)
+        mark = ["scored as the original scores (--compat)"] if is_compat else []
+        scoring = replace(scoring, notices=[*mark, *scoring.notices])
         if limit is None:
             return scoring
         asked = {question.id for question in self.questions(limit)}
         items = [item for item in scoring.items if item.id in asked]
         mean = {scoring.headline: 100 * math.fsum(item.score for item in items) / max(1, len(items))}
         figures = mean if scoring.aggregate is None else scoring.aggregate(items)
-        notices = [f"only the first {limit} questions"]
+        notices = [*mark, f"only the first {limit} questions"]
         if trust := scoring.details.get("trust"):
             from llava.eval.judge.trust import trust_lines
 
