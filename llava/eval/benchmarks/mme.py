@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,20 @@ class Mme(Benchmark):
         truth = read_truth(files.annotations)
         lines = answer_lines(truth, records)
         return score_lines(lines, _expected(files, truth))
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Take two answers of a task that follow each other for those of one picture; none is missed.
+
+        Raises DataError where a task has an odd number of them.
+        """
+        self.require(files.annotations)
+        assert files.annotations is not None
+        truth = read_truth(files.annotations)
+        lines = answer_lines(truth, records)
+        missing = len(_expected(files, truth) - {line[:3] for line in lines})
+        scoring = score_lines_in_order(lines)
+        notices = [f"{missing} questions have no answer: not counted, as by the original"] if missing else []
+        return replace(scoring, notices=notices)
 
     def export(self, files: Files, records: Sequence[dict[str, Any]], target: Path) -> Path:
         """Write the folder of <category>.txt that the official scorer reads."""
@@ -182,14 +197,47 @@ def score_lines(lines: Sequence[Line], expected: set[tuple[str, str, str]] | Non
                 extra={"plus": float(len(own) == 2 and all(own))},
             )
         )
-    if not items:
-        raise DataError("there are no answers to score", remedy="Answer the questions first.")
     odd, missing = sum(len(own) != 2 for own in pairs.values()), len(asked) - len(answers)
     notices = [f"{missing} questions have no answer: counted as wrong"] if missing else []
     if doubled := len(lines) - len(answers):
         notices.append(f"{doubled} answers come again later: the last one counts")
     if odd:
         notices.append(f"{odd} pictures have not two questions: they count as no pair")
+    return _scoring(items, notices)
+
+
+def score_lines_in_order(lines: Sequence[Line]) -> Scoring:
+    """Score answers as the official scorer: every line counts, and two lines of a task make a pair."""
+    tasks: dict[str, list[Line]] = {}
+    for line in lines:
+        tasks.setdefault(line.category, []).append(line)
+    items = []
+    for category, own in tasks.items():
+        if len(own) % 2:
+            raise DataError(
+                f"{category} has {len(own)} answers, which make no pairs",
+                remedy="Answer all questions, or score without --compat.",
+            )
+        for number, pair in enumerate(zip(own[::2], own[1::2], strict=True)):
+            right = [_said(line) == line.reference.lower() for line in pair]
+            items += [
+                Item(
+                    f"{category}/{line.file} {line.question}",
+                    float(is_right),
+                    cluster=f"{category} pair {number}",
+                    category=category,
+                    prediction=_said(line),
+                    reference=line.reference.lower(),
+                    extra={"plus": float(all(right))},
+                )
+                for line, is_right in zip(pair, right, strict=True)
+            ]
+    return _scoring(items, [])
+
+
+def _scoring(items: Sequence[Item], notices: Sequence[str]) -> Scoring:
+    if not items:
+        raise DataError("there are no answers to score", remedy="Answer the questions first.")
     figures = aggregate(items)
     return Scoring("score", figures, items, aggregate, details={"detail": detail(items)}, notices=notices)
 
