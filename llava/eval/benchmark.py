@@ -124,6 +124,11 @@ class Benchmark(ABC):
         Raises UsageError where the references are on a server only; `remedy` then says how to send in.
         """
 
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return what the items of some questions are called in a scoring; raises FileError, DataError."""
+        del files
+        return {question.id for question in questions}
+
     def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Score with what `score` mends left as it was; the same where no figure depends on it.
 

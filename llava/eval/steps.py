@@ -47,7 +47,7 @@ class Chosen:
         scoring = replace(scoring, notices=[*mark, *scoring.notices])
         if limit is None:
             return scoring
-        asked = {question.id for question in self.questions(limit)}
+        asked = self.benchmark.item_ids(self.files, self.questions(limit))
         items = [item for item in scoring.items if item.id in asked]
         mean = {scoring.headline: 100 * math.fsum(item.score for item in items) / max(1, len(items))}
         figures = mean if scoring.aggregate is None else scoring.aggregate(items)

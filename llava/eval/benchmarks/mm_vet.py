@@ -17,6 +17,7 @@ from llava.eval.judge.options import Judging
 from llava.eval.judge.summary import unread_notices
 from llava.eval.judge.trust import stored_trust, trust_lines
 from llava.eval.published import published_for
+from llava.eval.questions import Question, QuestionId
 from llava.files import read_json, write_text
 
 
@@ -59,6 +60,11 @@ class MmVet(JudgedBenchmark):
         prompt = mmvet.read_prompt(files.context)
         mmvet.grade_and_check(references, self._predictions(files, records), judge, prompt, target, judging)
         return target
+
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return the ids of mm-vet.json."""
+        del files
+        return {f"v1_{question.id}" for question in questions}
 
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Compute the original's tables from grades; those that cannot be read are told and left out."""

@@ -11,7 +11,7 @@ from llava.errors import DataError
 from llava.eval.benchmark import Benchmark, Figures, Files, Item, Scoring
 from llava.eval.metrics.yes_no import Confusion, mme_answer
 from llava.eval.published import published_for
-from llava.eval.questions import SHORT_ANSWER, Question, read_questions
+from llava.eval.questions import SHORT_ANSWER, Question, QuestionId, read_questions
 from llava.files import read_text, write_text
 
 PERCEPTION = [
@@ -67,6 +67,14 @@ class Mme(Benchmark):
         self.require(files.annotations)
         assert files.annotations is not None
         return questions_from(files.annotations)
+
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return category, file and words of each question, as the official folders have them."""
+        self.require(files.annotations)
+        assert files.annotations is not None
+        truth = read_truth(files.annotations)
+        keys = (_key(truth, str(question.id), question.text) for question in questions)
+        return {_name(category, file, words) for category, file, words in keys}
 
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Score by the official rules; answers of one picture belong together wherever they stand."""
@@ -188,7 +196,7 @@ def score_lines(lines: Sequence[Line], expected: set[tuple[str, str, str]] | Non
         line, own = answers.get(key), pairs[category, file]
         items.append(
             Item(
-                f"{category}/{file} {question}",
+                _name(category, file, question),
                 float(right[key]),
                 cluster=f"{category}/{file}",
                 category=category,
@@ -222,7 +230,7 @@ def score_lines_in_order(lines: Sequence[Line]) -> Scoring:
             right = [_said(line) == line.reference.lower() for line in pair]
             items += [
                 Item(
-                    f"{category}/{line.file} {line.question}",
+                    _name(category, line.file, line.question),
                     float(is_right),
                     cluster=f"{category} pair {number}",
                     category=category,
@@ -240,6 +248,10 @@ def _scoring(items: Sequence[Item], notices: Sequence[str]) -> Scoring:
         raise DataError("there are no answers to score", remedy="Answer the questions first.")
     figures = aggregate(items)
     return Scoring("score", figures, items, aggregate, details={"detail": detail(items)}, notices=notices)
+
+
+def _name(category: str, file: str, question: str) -> str:
+    return f"{category}/{file} {question}"
 
 
 def _said(line: Line) -> str:
