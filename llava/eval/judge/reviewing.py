@@ -28,6 +28,7 @@ from llava.eval.judge.review import (
 )
 from llava.eval.judge.summary import summarise
 from llava.eval.judge.trust import anchor_items, beside, drift, order_effect, report_path, trust_lines
+from llava.eval.questions import QuestionId
 from llava.files import write_json, write_jsonl
 from llava.journal import Journal, cut_torn_line
 
@@ -93,22 +94,25 @@ def review(
         "unread": list(summary.unread),
         "summary": summary.to_dict(),
     }
-    notices = list(summary.notices)
-    if missing:
-        notices.append(f"{len(missing)} questions lack an answer: not judged ({missing[0]}, ...)")
-    for outcome in outcomes:
-        notices += [f"question {identity}: no reply: {cause}" for identity, cause in outcome.failed.items()]
     if judging.swaps:
         report["order"] = order_effect(records, outcomes[1].records)
     if anchor is not None:
         report["drift"] = drift(judge, anchor, read_scores)
-    notices += trust_lines(report)
+    notices = [*summary.notices, *_lost(missing, outcomes), *trust_lines(report)]
     report["judge"] = judge.describe()
     write_json(report_path(output), report | {"notices": notices})
     for notice in notices:
         note(f"note: {notice}")
     is_whole = not missing and not summary.unread and not any(outcome.failed for outcome in outcomes)
     return EXIT_OK if is_whole else EXIT_WITH_FAILURES
+
+
+def _lost(missing: Sequence[QuestionId], outcomes: Sequence[Outcome]) -> list[str]:
+    """Say which questions have no review, and why."""
+    lines = [f"{len(missing)} questions lack an answer: not judged ({missing[0]}, ...)"] if missing else []
+    for outcome in outcomes:
+        lines += [f"question {identity}: no reply: {cause}" for identity, cause in outcome.failed.items()]
+    return lines
 
 
 def taken_up(path: Path, pairs: Sequence[Pair]) -> dict[int, Record]:
