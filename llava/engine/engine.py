@@ -18,7 +18,7 @@ from llava.engine.constraining import Grammars
 from llava.engine.frontend import Frontend
 from llava.engine.generation import Generation, OnPiece
 from llava.engine.loop import EngineLoop
-from llava.engine.pictures import DEFAULT_FEATURE_BYTES, FeatureCache
+from llava.engine.pictures import DEFAULT_FEATURE_BYTES, FeatureCache, SharedPictures
 from llava.engine.protocol import DEFAULT_CONCURRENCY, Engine, OnAnswer, Statistics
 from llava.engine.request import Answer, Request
 from llava.engine.runner import BeamSearch, Runner
@@ -109,17 +109,20 @@ class ChatEngine(Engine):
     ) -> list[Answer]:
         """Answer many requests, at most `batch_size` at a time, and return the answers in order.
 
-        An impossible request raises when its turn comes; the others of its time are given up.
+        An impossible request raises when its turn comes; the others of its time are given up. A PIL image
+        that several requests hold is prepared once: leave it as it is until the answers are there.
         """
         events: Events = SimpleQueue()
         indices: dict[Generation, int] = {}
         answers: dict[int, Answer] = {}
         waiting = iter(enumerate(requests))
+        shared = SharedPictures(image for request in requests for image in request.images)
         try:
             while len(answers) < len(requests):
                 while len(indices) < batch_size and (following := next(waiting, None)) is not None:
                     index, request = following
-                    indices[self._begin(request, lambda *event: events.put(event))] = index
+                    begun = self._begin(request, lambda *event: events.put(event), shared)
+                    indices[begun] = index
                 generation, piece = events.get()
                 if piece is not None:
                     continue
@@ -139,7 +142,7 @@ class ChatEngine(Engine):
         """End what runs; later requests are refused."""
         self._loop.close()
 
-    def _begin(self, request: Request, on_piece: OnPiece) -> Generation:
+    def _begin(self, request: Request, on_piece: OnPiece, shared: SharedPictures | None = None) -> Generation:
         start = perf_counter()
         if request.sampling.num_beams > 1 and not isinstance(self._runner, BeamSearch):
             raise UsageError(
@@ -148,7 +151,7 @@ class ChatEngine(Engine):
             )
         wanted = request.sampling.response_format
         constraint = self._grammars.constraint(wanted) if wanted is not None else None
-        prompt = self.frontend.prepare(request)
+        prompt = self.frontend.prepare(request, shared)
         for picture in prompt.pictures:
             if picture not in self._features:
                 # Resizing is for the caller's thread; the engine's has the model to run.

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llava.engine.pictures import Picture
+from PIL.Image import Image
+
+from llava.engine.pictures import Picture, SharedPictures
 from llava.engine.prompt import Prompt
 from llava.errors import ContextLengthError, ImageLimitError
-from llava.processing.images import load_image
+from llava.processing.images import ImageSource, load_image
 from llava.processing.processor import Processor, check_placeholders
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class Frontend:
         )
         return cls(processor, loaded.context_length, eos_ids_of(loaded.model, loaded.tokenizer))
 
-    def prepare(self, request: Request) -> Prompt:
-        """Return a request's prompt, its pictures loaded.
+    def prepare(self, request: Request, shared: SharedPictures | None = None) -> Prompt:
+        """Return a request's prompt, its pictures loaded; `shared` knows those of other requests.
 
         Raises ImageLimitError, PlaceholderError, ContextLengthError, PromptError, ImageError.
         """
@@ -63,8 +65,15 @@ class Frontend:
                 f"the prompt has {len(input_ids)} tokens, the model's context {self.context_length}",
                 remedy="Shorten the conversation, or use fewer pictures.",
             )
-        pictures = [Picture(load_image(image), self.processor.image_processor) for image in request.images]
+        pictures = [self._picture(image, shared) for image in request.images]
         return Prompt.of(input_ids, pictures, self.processor.num_image_tokens)
+
+    def _picture(self, image: ImageSource, shared: SharedPictures | None) -> Picture:
+        def make() -> Picture:
+            return Picture(load_image(image), self.processor.image_processor)
+
+        # A file may hold something else the next time; an image in memory is the caller's to leave alone.
+        return make() if shared is None or not isinstance(image, Image) else shared.take(image, make)
 
 
 def eos_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ class Picture:
         """`image`: RGB, upright, as `load_image` returns it. It is let go once its pixel values are there."""
         self._image: Image | None = image
         self._image_processor = image_processor
+        self._pixel_values: torch.Tensor | None = None
+        self._lock = threading.Lock()
 
     @cached_property
     def key(self) -> bytes:
@@ -42,13 +44,37 @@ class Picture:
         digest.update(image.tobytes())
         return digest.digest()
 
-    @cached_property
+    @property
     def pixel_values(self) -> torch.Tensor:
-        """float32[1, 3, H, W], normalised; computed on first use."""
-        _ = self.key
-        image, self._image = self._image, None
-        assert image is not None, "pixel values are made once"
-        return self._image_processor([image])
+        """float32[1, 3, H, W], normalised; computed on first use, in whichever thread that is."""
+        with self._lock:
+            if self._pixel_values is None:
+                _ = self.key
+                image, self._image = self._image, None
+                assert image is not None, "pixel values are made once"
+                self._pixel_values = self._image_processor([image])
+            return self._pixel_values
+
+
+class SharedPictures:
+    """The PIL images that several requests have in common, so that each is made a `Picture` once.
+
+    Contract: they stay as they are until the last of these requests was begun. For one thread.
+    """
+
+    def __init__(self, images: Iterable[object]) -> None:
+        """`images`: those of all requests, each as often as it is asked about."""
+        self._num_left = Counter(map(id, images))
+        self._pictures: dict[int, Picture] = {}
+
+    def take(self, image: object, make: Callable[[], Picture]) -> Picture:
+        """Return the picture of an image of some request; `make` makes it where it is not there yet."""
+        place = id(image)
+        self._num_left[place] -= 1
+        picture = self._pictures.pop(place, None) or make()
+        if self._num_left[place] > 0:
+            self._pictures[place] = picture
+        return picture
 
 
 class FeatureCache:

@@ -32,6 +32,10 @@ class PrefixCache:
         self._entries: list[_Entry] = []  # least recently used first
         self.num_bytes = 0
 
+    def __len__(self) -> int:
+        """How many prefixes are stored."""
+        return len(self._entries)
+
     @property
     def is_enabled(self) -> bool:
         """Whether anything may be stored at all."""

@@ -71,5 +71,9 @@ class Prompt:
 def shared_length(one: np.ndarray, other: np.ndarray) -> int:
     """Return how many elements two keys have in common from their beginning."""
     length = min(len(one), len(other))
+    if not length:
+        return 0
     differs = one[:length] != other[:length]
-    return int(differs.argmax()) if differs.any() else length
+    # Every prompt is compared with all that are remembered: argmax alone says it in one pass.
+    first = int(differs.argmax())
+    return first if differs[first] else length

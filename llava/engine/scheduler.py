@@ -137,8 +137,10 @@ class Scheduler:
                 self._waiting.remove(generation)
                 self._search(generation)
                 continue
-            if self._is_worth_waiting(generation, self._find_prefix(generation)[1]):
+            source, num_shared = self._find_prefix(generation)
+            if self._is_worth_waiting(generation, num_shared):
                 continue
+            num_prefixes = len(self._prefixes)
             if not self._make_room(generation):
                 if self._running:
                     return
@@ -147,7 +149,10 @@ class Scheduler:
                 self._count(generation)
                 continue
             self._waiting.remove(generation)
-            self._open(generation, *self._find_prefix(generation))
+            if len(self._prefixes) != num_prefixes:
+                # What was found may have been dropped for room.
+                source, num_shared = self._find_prefix(generation)
+            self._open(generation, source, num_shared)
             budget -= len(generation.prompt) - generation.num_cached_tokens
 
     def _find_prefix(self, generation: Generation) -> tuple[Row | Stored | None, int]:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -50,11 +51,14 @@ class Asking:
     """Questions at a time."""
     seed: int = 0
     """Of a run that samples: each question draws with a seed made of it and the question."""
+    plain_pictures: bool = False
+    """Decode pictures as the original: no orientation, hidden colours of transparent parts, grey clipped."""
 
     def settings(self) -> dict[str, object]:
         """Return what answers depend on besides the model."""
         seed = None if self.sampling.is_greedy else self.seed
-        return {"sampling": self.sampling.to_dict() | {"seed": seed}}
+        pictures = {"decoding": "original"} if self.plain_pictures else {}
+        return {"sampling": self.sampling.to_dict() | {"seed": seed}, **pictures}
 
     def request(self, question: Question, pictures: Sequence[ImageSource]) -> Request:
         """Return what the engine is asked."""
@@ -132,7 +136,9 @@ def _open_pictures(
     engine: Engine, block: Sequence[Question], asking: Asking, pool: ThreadPoolExecutor
 ) -> dict[str, Future[ImageSource]]:
     """Open each picture of a block once. An engine that sends pictures on gets the file as it is."""
-    opens = load_image if isinstance(engine, ChatEngine) else _same
+    opens = (
+        partial(load_image, as_original=asking.plain_pictures) if isinstance(engine, ChatEngine) else _same
+    )
     images = dict.fromkeys(question.image for question in block if question.image is not None)
     return {image: pool.submit(opens, source_of(image, asking.images)) for image in images}
 

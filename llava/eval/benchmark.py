@@ -105,6 +105,8 @@ class Benchmark(ABC):
     published: ClassVar[tuple[Published, ...]] = ()
     is_judged: ClassVar[bool] = False
     """Whether a judge model gives the score."""
+    is_cropped_originally: ClassVar[bool] = False
+    """Whether InternVL's script crops pictures whatever the checkpoint says (--compat)."""
 
     @abstractmethod
     def files(self, root: Path) -> Files:
@@ -121,6 +123,18 @@ class Benchmark(ABC):
 
         Raises UsageError where the references are on a server only; `remedy` then says how to send in.
         """
+
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return what the items of some questions are called in a scoring; raises FileError, DataError."""
+        del files
+        return {question.id for question in questions}
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Score with what `score` mends left as it was; the same where no figure depends on it.
+
+        Raises what `score` raises, and DataError where the original would end in an error.
+        """
+        return self.score(files, records)
 
     def export(self, files: Files, records: Sequence[dict[str, Any]], target: Path) -> Path:
         """Write the file that the benchmark's server or scorer takes, and return where.

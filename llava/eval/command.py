@@ -22,7 +22,7 @@ from pathlib import Path
 from llava.command import say
 from llava.errors import UsageError
 from llava.eval.benchmark import BENCHMARKS, DEFAULT_ROOT
-from llava.eval.judge.options import add_judge_arguments
+from llava.eval.judge.options import add_anchor_arguments, add_judge_arguments, add_swap_argument
 from llava.eval.options import add_answering_arguments
 
 DEFAULT_RUNS = Path("runs/eval")
@@ -53,13 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asking = parser.add_argument_group("asking")
     asking.add_argument("--template", "--conv-mode", metavar="NAME", help="over the checkpoint's")
     asking.add_argument("--image-aspect-ratio", choices=("pad", "square"), help="over the checkpoint's")
+    asking.add_argument(
+        "--compat", action="store_true",
+        help="the original's figures: pictures, reading of replies and scores as its scripts had them",
+    )  # fmt: skip
     asking.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
     asking.add_argument("--max-new-tokens", type=int, help="over the benchmark's")
     add_answering_arguments(parser)
     judging = parser.add_argument_group("a judge, for llava-bench and mm-vet")
     judging.add_argument("--reviews", type=Path, metavar="FILE", help="what a judge has said already")
     add_judge_arguments(judging)
-    judging.add_argument("--compat", action="store_true", help="read a judge's replies as the original")
+    add_swap_argument(judging)
+    add_anchor_arguments(judging)
 
 
 def run(args: argparse.Namespace) -> int:

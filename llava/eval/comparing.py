@@ -99,6 +99,8 @@ def what_differs(first: Run, second: Run) -> list[str]:
             lines += _differing(name, ours.get(name), theirs.get(name))
     if ours.get("fingerprint") != theirs.get("fingerprint"):
         lines.append(f"weights ({ours.get('model')}, {theirs.get('model')})")
+    if first.is_compat != second.is_compat:
+        lines.append(f"compat ({first.is_compat}, {second.is_compat})")
     if one["scorer"] != two["scorer"]:
         versions = (f"{run['scorer']['version']} {run['scorer']['sha256']}" for run in (one, two))
         lines.append(f"scorer ({', '.join(versions)})")

@@ -17,8 +17,9 @@ from typing import Any
 from llava.command import EXIT_OK, EXIT_WITH_FAILURES, OptionParser, note, run, say
 from llava.errors import DataError
 from llava.eval.judge import mmvet
-from llava.eval.judge.options import add_anchor_arguments, add_judge_arguments, open_judge
+from llava.eval.judge.options import add_anchor_arguments, add_judge_arguments, judging_of, open_judge
 from llava.eval.judge.summary import unread_notices
+from llava.eval.judge.trust import trust_lines
 from llava.files import read_json, write_text
 
 
@@ -62,20 +63,17 @@ def _grade(argv: Sequence[str]) -> int:
         )
     prompt = mmvet.read_prompt(args.prompt or folder / "mm-vet_evaluator.py")
     target: Path = args.result_path or args.result_file.parent
+    judging = judging_of(args)
     model = args.judge_model or "gpt-4-0613"
     part = "_bard_set" if args.use_sub_set else ""
     stem = f"{args.result_file.stem}_{Path(model).name}{part}"
     judge = open_judge(args, default_model=model, store=target / f"{stem}-replies.jsonl")
     try:
-        grades = mmvet.grade(
+        grades, found = mmvet.grade_and_check(
             references, predictions, judge, prompt, target / f"{stem}-grade-{args.num_run}runs.json",
-            num_run=args.num_run, compat=args.compat,
+            judging, num_run=args.num_run,
         )  # fmt: skip
-        notices = _notices(references, grades, compat=args.compat)
-        if args.anchor is not None:
-            from llava.eval.judge.trust import drift, drift_lines
-
-            notices += drift_lines(drift(judge, args.anchor, _as_tuple, num_items=args.anchor_items))
+        notices = _notices(references, grades, compat=args.compat) + trust_lines(found)
     finally:
         judge.close()
     tables = mmvet.tables(
@@ -97,11 +95,6 @@ def _notices(references: Mapping[str, object], grades: mmvet.Grades, *, compat: 
     if missing := [name for name in references if name not in grades]:
         notices.append(f"{len(missing)} questions have no answer ({missing[0]}, ...): counted as wrong")
     return notices
-
-
-def _as_tuple(reply: str) -> tuple[float] | None:
-    score = mmvet.read_grade(reply)
-    return None if score is None else (score,)
 
 
 def _csv(model: str, table: Mapping[str, Any]) -> str:

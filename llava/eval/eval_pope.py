@@ -1,6 +1,6 @@
 """`python -m llava.eval.eval_pope`: scores POPE answers with the original's options and words.
 
-Answers are matched with labels by id and picture, not by their place in the file (docs/deviations.md).
+Answers are matched with labels by id and picture, or by their place in the file as originally (--compat).
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_*.json")
     parser.add_argument("--question-file", type=Path, required=True)
     parser.add_argument("--result-file", type=Path, required=True)
+    parser.add_argument("--compat", action="store_true", help="match answers with labels by their place")
 
     def work() -> int:
         args = parser.parse_all(argv)
         files = Files(args.question_file, Path(), annotations=args.annotation_dir)
-        scoring = get_benchmark("pope").score(files, read_answers(args.result_file))
+        benchmark = get_benchmark("pope")
+        score = benchmark.score_as_original if args.compat else benchmark.score
+        scoring = score(files, read_answers(args.result_file))
         for notice in scoring.notices:
             note(f"note: {notice}")
         for split in sorted({item.category for item in scoring.items}):

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from llava.eval.answering import Answerer
 
 EXPORT = "submission"
-DESCRIBED_FILES = ("questions", "images", "annotations", "context", "answers", "output")
+DESCRIBED_FILES = (
+    "questions", "images", "annotations", "context", "answers", "output", "reviews", "anchor"
+)  # fmt: skip
 
 
 @dataclass
@@ -63,10 +65,13 @@ def evaluate(args: argparse.Namespace, names: Sequence[str]) -> int:
         else:
             chosen.append(one)
     code = EXIT_WITH_FAILURES if rows else EXIT_OK
-    if chosen:
-        answerer = steps.open_model(args)
+    # A model is loaded once for each picture rule, of which --compat has two.
+    for aspect in dict.fromkeys(steps.aspect_of(args, one.benchmark) for one in chosen):
+        answerer = steps.open_model(args, aspect)
         try:
             for one in chosen:
+                if steps.aspect_of(args, one.benchmark) != aspect:
+                    continue
                 own, row = _evaluate(args, one, answerer)
                 if own == EXIT_INTERRUPTED:
                     return own
@@ -89,7 +94,7 @@ def _evaluate(args: argparse.Namespace, chosen: Chosen, answerer: Answerer) -> t
     records = read_answers(folder / ANSWERS)
     try:
         chosen = steps.judged(args, chosen, folder / ANSWERS)
-        scoring = chosen.score(records, args.limit)
+        scoring = chosen.score(records, args.limit, is_compat=args.compat)
     except UsageError as error:
         # References that are on a server, or a judge that was not named.
         row.problem = str(error)
@@ -102,6 +107,7 @@ def _evaluate(args: argparse.Namespace, chosen: Chosen, answerer: Answerer) -> t
             files=chosen.files,
             model=steps.model_name(args),
             answers=folder / ANSWERS,
+            is_compat=args.compat,
         )
     if type(chosen.benchmark).export is not Benchmark.export:
         try:

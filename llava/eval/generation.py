@@ -73,7 +73,7 @@ class Command:
         parser.add_argument(
             "--compat",
             action="store_true",
-            help="crop pictures as the original's script did" if self.never_padded else argparse.SUPPRESS,
+            help=f"decode{' and crop' if self.never_padded else ''} pictures as the original's script did",
         )
         add_answering_arguments(parser)
         return parser
@@ -120,7 +120,13 @@ class Command:
             num_beams=getattr(args, "num_beams", 1),
             max_new_tokens=args.max_new_tokens,
         )
-        return Asking(args.image_folder, sampling, batch_size=args.batch_size, seed=args.seed)
+        return Asking(
+            args.image_folder,
+            sampling,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            plain_pictures=args.compat,
+        )
 
     def model_options(self, args: argparse.Namespace) -> ModelOptions:
         """Return which model is asked."""

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from llava.errors import DataError, FileError
 from llava.eval.answering import source_of
@@ -23,12 +24,19 @@ from llava.eval.statistics import mean_interval
 from llava.files import write_text
 from llava.processing.images import load_image
 
+T = TypeVar("T")
+
 MAX_WRONG, MAX_RIGHT = 12, 6
 THUMBNAIL_PIXELS = 160
 MAX_CATEGORIES = 40
 OVERVIEW = (
     "benchmark", "model", "figure", "score", "95 % interval", "smallest difference", "questions", "published"
 )  # fmt: skip
+ORDER = (
+    "model", "judge", "questions in both orders", "same answer preferred", "score over both orders",
+    "means of both", "standing first is worth", "preferred by place",
+)  # fmt: skip
+DRIFT = ("model", "judge", "compared with", "of", "replies", "today less then", "drift")
 
 
 def write_report(paths: Sequence[Path], output: Path) -> Path:
@@ -68,6 +76,7 @@ def _overview(runs: Sequence[Run]) -> str:
 def _benchmark(name: str, runs: Sequence[Run]) -> str:
     parts = [_figures(runs)]
     parts += [_categories(run) for run in runs]
+    parts.append(_trust(runs))
     if len(runs) > 1:
         parts.append(_comparisons(runs))
     parts += [_gallery(name, run) for run in runs]
@@ -100,6 +109,46 @@ def _categories(run: Run) -> str:
         found = mean_interval(items)
         drawn.append(Bar(name, found.value, found.low, found.high, len(items)))
     return section(f"By category: {run.model}", bars(drawn), level=3)
+
+
+def _trust(runs: Sequence[Run]) -> str:
+    """Show how far to believe the judge, as far as that was looked for."""
+    orders = [[run.model, str(run.trust["judge"]), *_order(run.trust["order"])]
+              for run in runs if "order" in run.trust]  # fmt: skip
+    drifts = [[run.model, str(run.trust["judge"]), *_drift(run.trust["drift"])]
+              for run in runs if "drift" in run.trust]  # fmt: skip
+    parts = []
+    if orders:
+        parts.append(table(ORDER, orders, numbers=(2, 3, 4, 5)))
+    if drifts:
+        parts.append(table(DRIFT, drifts, numbers=(4,)))
+    return section("How far to believe the judge", "".join(parts), level=3) if parts else ""
+
+
+def _order(found: Mapping[str, Any]) -> list[str]:
+    if "agreement" not in found:
+        return [str(found["num_questions"]), "", "", "", "", ""]
+    bias, relative = found["position_bias"], found["relative"]
+    return [
+        str(found["num_questions"]),
+        f"{100 * found['agreement']:.1f} %",
+        "" if relative is None else f"{relative:.1f}",
+        " and ".join(f"{score:.2f}" for score in found["mean"]),
+        f"{bias['mean']:+.2f} ({_spread(bias)})",
+        ", ".join(_spaced(found["disagreeing"], MAX_WRONG)),
+    ]
+
+
+def _drift(found: Mapping[str, Any]) -> list[str]:
+    moved = [f"{own['mean']:+.2f} ({_spread(own)})" for own in found.get("differences", ())]
+    verdict = {True: "scores are not comparable", False: "none can be seen", None: "too few replies"}
+    return [
+        ", ".join(found["anchor_model"]),
+        found["anchor_asked_at"][0][:10],
+        str(found["num_items"]),
+        ", ".join(moved),
+        verdict[found.get("has_moved")],
+    ]
 
 
 def _comparisons(runs: Sequence[Run]) -> str:
@@ -172,6 +221,7 @@ def thumbnail(image: str, folder: Path) -> str | None:
 def _settings(run: Run) -> str:
     record = run.record
     rows = [[key, str(value)] for key, value in record["settings"].items()]
+    rows += [["scored as the original (--compat)", "yes"]] if run.is_compat else []
     rows += [[f"scorer {key}", str(value)] for key, value in record["scorer"].items()]
     rows += [[key, str(path)] for key, path in record["files"].items() if path is not None]
     prompts = dict.fromkeys(str(answer.get("prompt", "")) for answer in run.answers()[:3])
@@ -183,6 +233,6 @@ def _spread(found: Mapping[str, float] | None) -> str:
     return "" if found is None else f"{found['low']:.2f} to {found['high']:.2f}"
 
 
-def _spaced(items: Sequence[Item], count: int) -> Sequence[Item]:
+def _spaced(items: Sequence[T], count: int) -> Sequence[T]:
     """Return some of the items, from beginning to end."""
     return items[:: max(1, len(items) // count)][:count]

@@ -48,7 +48,9 @@ def _parser() -> OptionParser:
     parser.add_argument("--top_p", type=float, help="(default: all)")
     parser.add_argument("--num_beams", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="(%(default)s)")
-    parser.add_argument("--compat", action="store_true", help="crop the picture as InternVL's script did")
+    parser.add_argument(
+        "--compat", action="store_true", help="decode and crop the picture as InternVL's script did"
+    )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best present)")
     add_quantisation_arguments(parser)
     add_engine_argument(parser)
@@ -63,7 +65,10 @@ def eval_model(args: argparse.Namespace) -> None:
     defaults = vars(_parser().parse_args(["--image-file", "", "--query", ""]))
     # The original's callers pass a class with some attributes and not a Namespace.
     given = argparse.Namespace(**{name: getattr(args, name, value) for name, value in defaults.items()})
-    images = [load_image(part, allow_url=True) for part in given.image_file.split(given.sep)]
+    images = [
+        load_image(part, allow_url=True, as_original=given.compat)
+        for part in given.image_file.split(given.sep)
+    ]
     sampling = SamplingParams(
         temperature=given.temperature,
         top_p=given.top_p or 1.0,

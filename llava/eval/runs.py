@@ -55,6 +55,17 @@ class Run:
         found: Mapping[str, float] | None = self.record["intervals"].get(self.record["headline"])
         return found
 
+    @property
+    def is_compat(self) -> bool:
+        """Whether it was scored with what ours mends left as in the original."""
+        return bool(self.record.get("is_compat", False))
+
+    @property
+    def trust(self) -> Mapping[str, Any]:
+        """What was found about the judge (`judge/trust.py`); empty where nothing was looked for."""
+        found: Mapping[str, Any] = self.record["details"].get("trust", {})
+        return found
+
     def files(self) -> Files:
         """Return where its data was."""
         given = {name: None if path is None else Path(path) for name, path in self.record["files"].items()}
@@ -73,7 +84,9 @@ class Run:
         """Return the scoring; figures that are no mean are scored again. Raises FileError, DataError."""
         if self.record["is_mean"]:
             return Scoring(self.record["headline"], self.record["figures"], self.items(), None)
-        scoring = get_benchmark(self.benchmark).score(self.files(), self.answers())
+        benchmark = get_benchmark(self.benchmark)
+        score = benchmark.score_as_original if self.is_compat else benchmark.score
+        scoring = score(self.files(), self.answers())
         asked = {item.id for item in self.items()}
         return replace(scoring, items=[item for item in scoring.items if item.id in asked])
 
@@ -87,10 +100,11 @@ def store_score(
     files: Files,
     model: str,
     answers: Path,
+    is_compat: bool = False,
 ) -> Run:
     """Write what a scoring came to, and return the run.
 
-    source: the name by which the benchmark is found again.
+    source: the name by which the benchmark is found again. is_compat: whether `score_as_original` scored.
     """
     stored_at = settings_path(answers)
     record: dict[str, Any] = {
@@ -107,6 +121,7 @@ def store_score(
         "notices": list(scoring.notices),
         "files": {name: None if path is None else str(path) for name, path in asdict(files).items()},
         "questions_sha256": _hash_of(files.questions),
+        "is_compat": is_compat,
         "scorer": {"version": llava.__version__, "sha256": scorer_hash(benchmark)},
         "settings": read_json(stored_at) if stored_at.exists() else {},
     }

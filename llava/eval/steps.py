@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava.command import EXIT_OK, note, say
 from llava.engine.request import SamplingParams
@@ -37,16 +37,26 @@ class Chosen:
         """Read the questions; raises FileError that says what to download."""
         return self.benchmark.questions(self.files)[:limit]
 
-    def score(self, records: Sequence[dict[str, Any]], limit: int | None) -> Scoring:
+    def score(
+        self, records: Sequence[dict[str, Any]], limit: int | None, *, is_compat: bool = False
+    ) -> Scoring:
         """Score answer records; with a limit, only the questions that were asked count."""
-        scoring = self.benchmark.score(self.files, records)
+        score = self.benchmark.score_as_original if is_compat else self.benchmark.score
+        scoring = score(self.files, records)
+        mark = ["scored as the original scores (--compat)"] if is_compat else []
+        scoring = replace(scoring, notices=[*mark, *scoring.notices])
         if limit is None:
             return scoring
-        asked = {question.id for question in self.questions(limit)}
+        asked = self.benchmark.item_ids(self.files, self.questions(limit))
         items = [item for item in scoring.items if item.id in asked]
         mean = {scoring.headline: 100 * math.fsum(item.score for item in items) / max(1, len(items))}
         figures = mean if scoring.aggregate is None else scoring.aggregate(items)
-        return replace(scoring, items=items, figures=figures, notices=[f"only the first {limit} questions"])
+        notices = [*mark, f"only the first {limit} questions"]
+        if trust := scoring.details.get("trust"):
+            from llava.eval.judge.trust import trust_lines
+
+            notices += trust_lines(trust)
+        return replace(scoring, items=items, figures=figures, notices=notices)
 
 
 def choose(args: argparse.Namespace, name: str) -> Chosen:
@@ -61,33 +71,50 @@ def choose(args: argparse.Namespace, name: str) -> Chosen:
 def judged(args: argparse.Namespace, chosen: Chosen, path: Path) -> Chosen:
     """Have a judge score the answers at `path` where one is needed and named, and return where it says what.
 
-    Without a judge, what one said of these answers before is taken, or the file of --reviews.
+    Without a judge, what one said of these answers before is taken, or the file of --reviews. Raises
+    UsageError where a judge is to be asked more than that.
     """
     benchmark = chosen.benchmark
-    if not benchmark.is_judged or args.reviews is not None:
-        return replace(chosen, files=chosen.files.over(reviews=args.reviews))
+    if not benchmark.is_judged:
+        return chosen
     from llava.eval.judge.judged import JudgedBenchmark
-    from llava.eval.judge.options import has_judge, open_judge
+    from llava.eval.judge.options import has_judge, judging_of, open_judge
 
     assert isinstance(benchmark, JudgedBenchmark)
+    judging = judging_of(args, swaps=args.swap and benchmark.compares)
+    if judging.asks_more and (args.reviews is not None or not has_judge(args)):
+        raise UsageError(
+            "--swap and --anchor have a judge asked, and none is",
+            remedy="Name one with --judge-url or --judge-path, and leave --reviews out.",
+        )
+    if args.swap and not benchmark.compares:
+        note(f"note: {benchmark.title}: --swap has no effect: the judge sees one answer at a time")
+    if args.reviews is not None:
+        return replace(chosen, files=chosen.files.over(reviews=args.reviews))
     target = path.with_name(f"{path.stem}-{benchmark.reviews_file}")
     if has_judge(args):
         store = target.with_name(f"{target.name}.replies.jsonl")
         attempts = 1 if args.compat else None
         judge = open_judge(args, default_model=benchmark.judge, store=store, attempts=attempts)
         try:
-            benchmark.grade(chosen.files, read_answers(path), judge, target, compat=args.compat)
+            benchmark.grade(chosen.files, read_answers(path), judge, target, judging)
         finally:
             judge.close()
     return replace(chosen, files=chosen.files.over(reviews=target if target.exists() else None))
 
 
-def open_model(args: argparse.Namespace) -> Answerer:
+def aspect_of(args: argparse.Namespace, benchmark: Benchmark) -> Literal["pad", "square"] | None:
+    """Return the picture rule that a benchmark is asked with, over the checkpoint's; None is the latter's."""
+    given: Literal["pad", "square"] | None = args.image_aspect_ratio
+    return "square" if given is None and args.compat and benchmark.is_cropped_originally else given
+
+
+def open_model(args: argparse.Namespace, aspect: Literal["pad", "square"] | None) -> Answerer:
     """Load what answers; raises LlavaErrors."""
     # Scores and exports need no model, and none of what one brings with it.
     from llava.eval.answering import open_answerer
 
-    options = model_options_of(args, path=args.model, template=args.template, aspect=args.image_aspect_ratio)
+    options = model_options_of(args, path=args.model, template=args.template, aspect=aspect)
     return open_answerer(options, devices_of(args))
 
 
@@ -115,7 +142,13 @@ def ask(args: argparse.Namespace, chosen: Chosen, answerer: Answerer, path: Path
         answerer,
         chosen.questions(args.limit),
         path,
-        Asking(chosen.files.images, sampling, batch_size=args.batch_size, seed=args.seed),
+        Asking(
+            chosen.files.images,
+            sampling,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            plain_pictures=args.compat,
+        ),
         model_id=model_name(args),
         num_checked=args.check_batching,
     )
@@ -125,7 +158,7 @@ def answer(args: argparse.Namespace, name: str) -> int:
     """Answer one benchmark's questions."""
     chosen = choose(args, name)
     chosen.questions(args.limit)
-    answerer = open_model(args)
+    answerer = open_model(args, aspect_of(args, chosen.benchmark))
     try:
         return ask(args, chosen, answerer, args.output or run_folder(args, chosen) / ANSWERS)
     finally:
@@ -137,7 +170,7 @@ def score(args: argparse.Namespace, name: str) -> int:
     chosen = choose(args, name)
     path = args.answers or run_folder(args, chosen) / ANSWERS
     chosen = judged(args, chosen, path)
-    scoring = chosen.score(read_answers(path), args.limit)
+    scoring = chosen.score(read_answers(path), args.limit, is_compat=args.compat)
     for notice in scoring.notices:
         note(f"note: {notice}")
     if args.answers is None:
@@ -149,6 +182,7 @@ def score(args: argparse.Namespace, name: str) -> int:
             files=chosen.files,
             model=model_name(args),
             answers=path,
+            is_compat=args.compat,
         )
     if args.json:
         say(json.dumps(score_record(chosen.benchmark, scoring), ensure_ascii=False))

@@ -174,7 +174,10 @@ def _finish(
             if "transparency" in image.info:
                 image = image.copy()
                 del image.info["transparency"]
-            return image.convert("RGB")
+            plain = image.convert("RGB")
+            # Or whoever is given the picture would turn it upright after all.
+            plain.info.clear()
+            return plain
         return to_rgb(_upright(image, name, notice))
     except _DECODING_ERRORS as error:
         raise _broken(name, format_name, error) from error

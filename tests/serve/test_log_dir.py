@@ -59,7 +59,7 @@ def test_the_originals_processes_write_their_files_and_a_told_error_is_found_in_
     running, address = place.controller(0, *option)
     port = free_port()
     worker = place.worker(address, port, *option)
-    page = place._start(
+    page = place.start(
         "page", "-m", "llava.serve.gradio_web_server", "--controller", address, "--port", "0", *option
     )
     shown = page.wait_for(r"web page ready at (\S+)")

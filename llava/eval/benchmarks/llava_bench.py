@@ -12,9 +12,11 @@ from llava.eval.answers import match, read_answers
 from llava.eval.benchmark import Figures, Files, Item, Scoring
 from llava.eval.judge.judge import Judge
 from llava.eval.judge.judged import JudgedBenchmark
+from llava.eval.judge.options import Judging
 from llava.eval.judge.review import BEST_SCORE, ReviewFiles, is_score, make_pairs, read_reviews, scores_of
-from llava.eval.judge.reviewing import Reviewing, review
+from llava.eval.judge.reviewing import review
 from llava.eval.judge.summary import summarise
+from llava.eval.judge.trust import stored_trust, trust_lines
 from llava.eval.published import published_for
 from llava.eval.questions import Question
 
@@ -26,8 +28,10 @@ class LlavaBench(JudgedBenchmark):
     title = "LLaVA-Bench (in the wild)"
     unit = "% of the reference"
     max_new_tokens = 1024
+    is_cropped_originally = True
     judge = "gpt-4-0314"
     reviews_file = "reviews.jsonl"
+    compares = True
     download = (
         "Download liuhaotian/llava-bench-in-the-wild from Hugging Face into llava-bench-in-the-wild: "
         "questions.jsonl, context.jsonl, answers_gpt4.jsonl and images."
@@ -47,8 +51,7 @@ class LlavaBench(JudgedBenchmark):
         records: Sequence[dict[str, Any]],
         judge: Judge,
         target: Path,
-        *,
-        compat: bool = False,
+        judging: Judging,
     ) -> Path:
         """Have the answers compared with the references; what has no reply is asked again next time."""
         self.require(files.questions, files.annotations, files.context)
@@ -56,11 +59,18 @@ class LlavaBench(JudgedBenchmark):
             raise DataError("LLaVA-Bench needs reference answers and contexts", remedy=self.download)
         wanted = ReviewFiles("bench", files.questions, context=files.context)
         pairs = make_pairs(wanted, self.questions(files), read_answers(files.annotations), list(records))
-        review(pairs, judge, target, Reviewing(is_compat=compat))
+        review(pairs, judge, target, judging)
         return target
 
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Compute the relative score from reviews; those that have no scores are told and left out."""
+        return self._score(files, records, compat=False)
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Average every line of the reviews, scores that could not be read as -1, as the original does."""
+        return self._score(files, records, compat=True)
+
+    def _score(self, files: Files, records: Sequence[dict[str, Any]], *, compat: bool) -> Scoring:
         questions = self.questions(files)
         reviews = read_reviews(self.reviews(files))
         known = {str(question.id): question for question in questions}
@@ -69,18 +79,22 @@ class LlavaBench(JudgedBenchmark):
             raise DataError(f"{files.reviews}: question {foreign[0]!r} is not one of {files.questions}")
         self._refuse_others(reviews, match(questions, records).records.values())
         last = {str(own["question_id"]): own for own in reviews}
-        summary = summarise(list(last.values()))
+        counted = reviews if compat else list(last.values())
+        summary = summarise(counted, compat=compat)
         items = [
-            _item(known[identity], record)
-            for identity, record in last.items()
-            if all(is_score(score) for score in scores_of(record))
+            _item(known[str(record["question_id"])], record)
+            for record in counted
+            if compat or all(is_score(score) for score in scores_of(record))
         ]
         if not items:
             raise DataError(f"{files.reviews} has no scores", remedy="Have the answers judged again.")
         notices = list(summary.notices)
         if len(last) < len(questions):
             notices.append(f"{len(questions) - len(last)} questions have no review: not counted")
-        details = {"summary": summary.to_dict(), "printed": summary.lines()}
+        details: dict[str, Any] = {"summary": summary.to_dict(), "printed": summary.lines()}
+        if trust := stored_trust(self.reviews(files)):
+            details["trust"] = trust
+        notices += trust_lines(trust)
         return Scoring("relative", aggregate(items), items, aggregate, details=details, notices=notices)
 
     def _refuse_others(self, reviews: Sequence[Mapping[str, Any]], records: Any) -> None:
@@ -100,7 +114,7 @@ def _item(question: Question, record: Mapping[str, Any]) -> Item:
     first, second = (float(score) for score in scores_of(record))
     return Item(
         question.id,
-        second / BEST_SCORE,
+        max(0.0, second) / BEST_SCORE,
         question.cluster,
         str(record.get("category", question.category)),
         prediction=str(record.get("content", "")),

@@ -13,8 +13,11 @@ from llava.eval.benchmark import Figures, Files, Item, Scoring
 from llava.eval.judge import mmvet
 from llava.eval.judge.judge import Judge
 from llava.eval.judge.judged import JudgedBenchmark
+from llava.eval.judge.options import Judging
 from llava.eval.judge.summary import unread_notices
+from llava.eval.judge.trust import stored_trust, trust_lines
 from llava.eval.published import published_for
+from llava.eval.questions import Question, QuestionId
 from llava.files import read_json, write_text
 
 
@@ -24,8 +27,10 @@ class MmVet(JudgedBenchmark):
     name = "mm-vet"
     title = "MM-Vet"
     max_new_tokens = 1024
+    is_cropped_originally = True
     judge = "gpt-4-0613"
     reviews_file = "grades.json"
+    compares = False
     download = (
         "Put LLaVA's llava-mm-vet.jsonl, and images and mm-vet.json of MM-Vet's mm-vet.zip, in mm-vet; for a "
         f"judge also {mmvet.EVALUATOR}, which has the few-shot prompt."
@@ -45,8 +50,7 @@ class MmVet(JudgedBenchmark):
         records: Sequence[dict[str, Any]],
         judge: Judge,
         target: Path,
-        *,
-        compat: bool = False,
+        judging: Judging,
     ) -> Path:
         """Have every answer graded once."""
         self.require(files.annotations)
@@ -54,12 +58,25 @@ class MmVet(JudgedBenchmark):
             raise DataError("MM-Vet needs references and a prompt", remedy=self.download)
         references = mmvet.read_references(files.annotations)
         prompt = mmvet.read_prompt(files.context)
-        mmvet.grade(references, self._predictions(files, records), judge, prompt, target, compat=compat)
+        mmvet.grade_and_check(references, self._predictions(files, records), judge, prompt, target, judging)
         return target
+
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return the ids of mm-vet.json."""
+        del files
+        return {f"v1_{question.id}" for question in questions}
 
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Compute the original's tables from grades; those that cannot be read are told and left out."""
         del records
+        return self._score(files, compat=False)
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Count a grade that cannot be read as 0, as MM-Vet's evaluator does."""
+        del records
+        return self._score(files, compat=True)
+
+    def _score(self, files: Files, *, compat: bool) -> Scoring:
         grades: mmvet.Grades = read_json(self.reviews(files))
         self.require(files.annotations)
         if files.annotations is None:
@@ -71,15 +88,23 @@ class MmVet(JudgedBenchmark):
         num_run = min((len(own["score"]) for own in grades.values()), default=0)
         if not num_run:
             raise DataError(f"{files.reviews} has no grades", remedy="Have the answers judged.")
-        broken = mmvet.unread(grades)
+        broken = [] if compat else mmvet.unread(grades)
         items = [
             _item(name, own, grades.get(name, {})) for name, own in references.items() if name not in broken
         ]
         notices = unread_notices(broken, len(references), "grades")
         if missing := [name for name in references if name not in grades]:
             notices.append(f"{len(missing)} questions have no grade ({missing[0]}, ...): counted as wrong")
-        details = mmvet.tables(references, grades, num_run=num_run)
-        return Scoring("total", aggregate(items), items, aggregate, details=details, notices=notices)
+        details = mmvet.tables(references, grades, num_run=num_run, compat=compat)
+        trust = stored_trust(self.reviews(files))
+        return Scoring(
+            "total",
+            aggregate(items),
+            items,
+            aggregate,
+            details=details | ({"trust": trust} if trust else {}),
+            notices=notices + trust_lines(trust),
+        )
 
     def export(self, files: Files, records: Sequence[dict[str, Any]], target: Path) -> Path:
         """Write what MM-Vet's own evaluator reads: {"v1_0": answer, ...}."""

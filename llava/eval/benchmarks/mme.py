@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from llava.errors import DataError
 from llava.eval.benchmark import Benchmark, Figures, Files, Item, Scoring
 from llava.eval.metrics.yes_no import Confusion, mme_answer
 from llava.eval.published import published_for
-from llava.eval.questions import SHORT_ANSWER, Question, read_questions
+from llava.eval.questions import SHORT_ANSWER, Question, QuestionId, read_questions
 from llava.files import read_text, write_text
 
 PERCEPTION = [
@@ -67,6 +68,14 @@ class Mme(Benchmark):
         assert files.annotations is not None
         return questions_from(files.annotations)
 
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return category, file and words of each question, as the official folders have them."""
+        self.require(files.annotations)
+        assert files.annotations is not None
+        truth = read_truth(files.annotations)
+        keys = (_key(truth, str(question.id), question.text) for question in questions)
+        return {_name(category, file, words) for category, file, words in keys}
+
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Score by the official rules; answers of one picture belong together wherever they stand."""
         self.require(files.annotations)
@@ -74,6 +83,20 @@ class Mme(Benchmark):
         truth = read_truth(files.annotations)
         lines = answer_lines(truth, records)
         return score_lines(lines, _expected(files, truth))
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Take two answers of a task that follow each other for those of one picture; none is missed.
+
+        Raises DataError where a task has an odd number of them.
+        """
+        self.require(files.annotations)
+        assert files.annotations is not None
+        truth = read_truth(files.annotations)
+        lines = answer_lines(truth, records)
+        missing = len(_expected(files, truth) - {line[:3] for line in lines})
+        scoring = score_lines_in_order(lines)
+        notices = [f"{missing} questions have no answer: not counted, as by the original"] if missing else []
+        return replace(scoring, notices=notices)
 
     def export(self, files: Files, records: Sequence[dict[str, Any]], target: Path) -> Path:
         """Write the folder of <category>.txt that the official scorer reads."""
@@ -173,7 +196,7 @@ def score_lines(lines: Sequence[Line], expected: set[tuple[str, str, str]] | Non
         line, own = answers.get(key), pairs[category, file]
         items.append(
             Item(
-                f"{category}/{file} {question}",
+                _name(category, file, question),
                 float(right[key]),
                 cluster=f"{category}/{file}",
                 category=category,
@@ -182,16 +205,53 @@ def score_lines(lines: Sequence[Line], expected: set[tuple[str, str, str]] | Non
                 extra={"plus": float(len(own) == 2 and all(own))},
             )
         )
-    if not items:
-        raise DataError("there are no answers to score", remedy="Answer the questions first.")
     odd, missing = sum(len(own) != 2 for own in pairs.values()), len(asked) - len(answers)
     notices = [f"{missing} questions have no answer: counted as wrong"] if missing else []
     if doubled := len(lines) - len(answers):
         notices.append(f"{doubled} answers come again later: the last one counts")
     if odd:
         notices.append(f"{odd} pictures have not two questions: they count as no pair")
+    return _scoring(items, notices)
+
+
+def score_lines_in_order(lines: Sequence[Line]) -> Scoring:
+    """Score answers as the official scorer: every line counts, and two lines of a task make a pair."""
+    tasks: dict[str, list[Line]] = {}
+    for line in lines:
+        tasks.setdefault(line.category, []).append(line)
+    items = []
+    for category, own in tasks.items():
+        if len(own) % 2:
+            raise DataError(
+                f"{category} has {len(own)} answers, which make no pairs",
+                remedy="Answer all questions, or score without --compat.",
+            )
+        for number, pair in enumerate(zip(own[::2], own[1::2], strict=True)):
+            right = [_said(line) == line.reference.lower() for line in pair]
+            items += [
+                Item(
+                    _name(category, line.file, line.question),
+                    float(is_right),
+                    cluster=f"{category} pair {number}",
+                    category=category,
+                    prediction=_said(line),
+                    reference=line.reference.lower(),
+                    extra={"plus": float(all(right))},
+                )
+                for line, is_right in zip(pair, right, strict=True)
+            ]
+    return _scoring(items, [])
+
+
+def _scoring(items: Sequence[Item], notices: Sequence[str]) -> Scoring:
+    if not items:
+        raise DataError("there are no answers to score", remedy="Answer the questions first.")
     figures = aggregate(items)
     return Scoring("score", figures, items, aggregate, details={"detail": detail(items)}, notices=notices)
+
+
+def _name(category: str, file: str, question: str) -> str:
+    return f"{category}/{file} {question}"
 
 
 def _said(line: Line) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from llava.eval.answers import match
 from llava.eval.benchmark import Benchmark, Figures, Files, Item, Scoring
 from llava.eval.metrics.yes_no import Confusion, pope_answer
 from llava.eval.published import published_for
-from llava.eval.questions import SHORT_ANSWER
+from llava.eval.questions import SHORT_ANSWER, Question
 from llava.files import read_jsonl
 
 _OPPOSITE = {"yes": "no", "no": "yes"}
@@ -52,27 +52,73 @@ class Pope(Benchmark):
             text = matching.text(question)
             # No answer is a wrong one.
             said = _OPPOSITE[label] if text is None else pope_answer(text)
-            items.append(
-                Item(
-                    id=question.id,
-                    score=float(said == label),
-                    cluster=question.cluster,
-                    category=question.category,
-                    prediction=None if text is None else said,
-                    reference=label,
-                    extra={"counted_as": said},
+            items.append(_item(question, said, label, is_answered=text is not None))
+        return _scoring(items, matching.notices)
+
+    def score_as_original(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
+        """Match the answers of each split with its labels by their place in the file, whatever they answer.
+
+        Raises DataError for an answer to no question, and for more answers than labels.
+        """
+        self.require(files.questions, files.annotations)
+        assert files.annotations is not None
+        questions = {str(question.id): question for question in self.questions(files)}
+        answered: dict[str, list[tuple[Question, str]]] = {}
+        for record in records:
+            question = questions.get(str(record["question_id"]))
+            if question is None:
+                raise DataError(f"answer {record['question_id']!r} belongs to no question of POPE")
+            answered.setdefault(question.category, []).append((question, str(record["text"])))
+        items, notices = [], []
+        for category, own in answered.items():
+            labels = [label for _, label in _label_lines(files.annotations, category)]
+            if len(own) > len(labels):
+                raise DataError(f"{category} has {len(own)} answers and {len(labels)} labels")
+            if len(own) < len(labels):
+                notices.append(
+                    f"{category}: {len(own)} answers to {len(labels)} labels: what follows a missing answer "
+                    "is compared with the label before its own"
                 )
-            )
-        figures = aggregate(items)
-        silent = [name for name in labels if not figures[f"{name}/TP"]]
-        notices = [*matching.notices, *(f"{name}: no right yes, so that F1 is 0" for name in sorted(silent))]
-        return Scoring("score", figures, items, aggregate, notices=notices)
+            for (question, text), label in zip(own, labels, strict=False):
+                items.append(_item(question, pope_answer(text), label))
+        if not items:
+            raise DataError("there are no answers to score", remedy="Answer the questions first.")
+        return _scoring(items, notices)
+
+
+def _item(question: Question, said: str, label: str, *, is_answered: bool = True) -> Item:
+    return Item(
+        id=question.id,
+        score=float(said == label),
+        cluster=question.cluster,
+        category=question.category,
+        prediction=said if is_answered else None,
+        reference=label,
+        extra={"counted_as": said},
+    )
+
+
+def _scoring(items: Sequence[Item], notices: Sequence[str]) -> Scoring:
+    figures = aggregate(items)
+    silent = [name for name in {item.category for item in items} if not figures[f"{name}/TP"]]
+    notices = [*notices, *(f"{name}: no right yes, so that F1 is 0" for name in sorted(silent))]
+    return Scoring("score", figures, items, aggregate, notices=notices)
 
 
 def read_labels(folder: Path, category: str) -> dict[tuple[str, str], str]:
     """Read the labels of a split, "yes" or "no" by picture and question; raises FileError, DataError."""
-    path = folder / f"coco_pope_{category}.json"
     labels: dict[tuple[str, str], str] = {}
+    for number, (key, label) in enumerate(_label_lines(folder, category), start=1):
+        if labels.setdefault(key, label) != label:
+            raise DataError(
+                f"label {number} of {category} in {folder} contradicts an earlier one of the same question"
+            )
+    return labels
+
+
+def _label_lines(folder: Path, category: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield picture and question with the label, in the order of the file."""
+    path = folder / f"coco_pope_{category}.json"
     for number, record in read_jsonl(path):
         try:
             key, label = (record["image"], record["text"]), record["label"]
@@ -82,9 +128,7 @@ def read_labels(folder: Path, category: str) -> dict[tuple[str, str], str]:
             raise DataError(
                 f"{path} line {number} is no label", remedy='Lines hold "image", "text", "label".'
             )
-        if labels.setdefault(key, label) != label:
-            raise DataError(f"{path} line {number} contradicts an earlier label of the same question")
-    return labels
+        yield key, label
 
 
 def confusion_figures(confusion: Confusion) -> dict[str, float]:

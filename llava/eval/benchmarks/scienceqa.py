@@ -23,6 +23,7 @@ class ScienceQa(Benchmark):
     name = "scienceqa"
     title = "ScienceQA (image)"
     max_new_tokens = 1024
+    is_cropped_originally = True
     download = (
         "Put problems.json and pid_splits.json of lupantech/ScienceQA in scienceqa and its test pictures in "
         "scienceqa/images/test. The question file is made from them."

@@ -12,6 +12,7 @@ from llava.eval.benchmark import Benchmark, Figures, Files, Item, Scoring
 from llava.eval.metrics.evalai import process
 from llava.eval.metrics.vqa import soft_accuracy
 from llava.eval.published import published_for
+from llava.eval.questions import Question, QuestionId
 from llava.files import read_json
 
 _OCR = "Reference OCR token:"
@@ -36,6 +37,11 @@ class TextVqa(Benchmark):
             folder / "train_images",
             annotations=folder / "TextVQA_0.5.1_val.json",
         )
+
+    def item_ids(self, files: Files, questions: Sequence[Question]) -> set[QuestionId]:
+        """Return picture and words of each question."""
+        del files
+        return {f"{question.id} {question_in(question.text).lower()}" for question in questions}
 
     def score(self, files: Files, records: Sequence[dict[str, Any]]) -> Scoring:
         """Score each line of the answers as the original: what is missing is not counted, but said."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from llava.errors import UsageError
 from llava.eval.benchmark import Benchmark, Files
 from llava.eval.judge.judge import Judge
+from llava.eval.judge.options import Judging
 
 NO_JUDGE = (
     "Name a judge with --judge-url or --judge-path (docs/judge.md), or give what one said with --reviews."
@@ -24,6 +25,8 @@ class JudgedBenchmark(Benchmark):
     """Whom the published figures are of."""
     reviews_file: ClassVar[str]
     """What to call the file of `Files.reviews`."""
+    compares: ClassVar[bool]
+    """Whether the judge sees two answers at once, which may be shown the other way round."""
 
     @abstractmethod
     def grade(
@@ -32,12 +35,11 @@ class JudgedBenchmark(Benchmark):
         records: Sequence[dict[str, Any]],
         judge: Judge,
         target: Path,
-        *,
-        compat: bool = False,
+        judging: Judging,
     ) -> Path:
         """Have answer records judged and return the file that `Files.reviews` takes; goes on with `target`.
 
-        compat: read replies as the original does, and count what cannot be read as it does.
+        What is found about the judge itself stands beside `target` (`trust.stored_trust`).
         Raises what the judge raises, FileError, DataError.
         """
 

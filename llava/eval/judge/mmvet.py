@@ -17,7 +17,9 @@ import numpy as np
 
 from llava.errors import DataError, FileError, RemoteError
 from llava.eval.judge.judge import Judge
+from llava.eval.judge.options import Judging
 from llava.eval.judge.replies import JudgeRequest
+from llava.eval.judge.trust import anchor_items, drift, report_path, trust_lines
 from llava.files import read_json, read_text, write_json
 
 MAX_TOKENS = 3
@@ -98,6 +100,12 @@ def read_grade(reply: str) -> float | None:
     return score if 0 <= score <= 1 else None
 
 
+def read_scores(reply: str) -> tuple[float] | None:
+    """Return the grade as the scores of a reply, which it has one of; None where there is none."""
+    score = read_grade(reply)
+    return None if score is None else (score,)
+
+
 def first_word(reply: str) -> str:
     """Return what the original keeps of a reply."""
     return reply.split(" ")[0].strip()
@@ -151,6 +159,29 @@ def grade(
     finally:
         write_json(target, grades)
     return grades
+
+
+def grade_and_check(
+    references: Mapping[str, Reference],
+    predictions: Mapping[str, str],
+    judge: Judge,
+    prompt: str,
+    target: Path,
+    judging: Judging,
+    *,
+    num_run: int = 1,
+) -> tuple[Grades, dict[str, Any]]:
+    """Grade as `grade` does, and write beside `target` what is found about the judge; returns both.
+
+    Raises DataError for an anchor that cannot be used, before anything is asked, and what `grade` raises.
+    """
+    anchor = None if judging.anchor is None else anchor_items(judging, read_scores)
+    grades = grade(
+        references, predictions, judge, prompt, target, num_run=num_run, compat=judging.is_compat
+    )  # fmt: skip
+    report: dict[str, Any] = {} if anchor is None else {"drift": drift(judge, anchor, read_scores)}
+    write_json(report_path(target), report | {"judge": judge.describe(), "notices": trust_lines(report)})
+    return grades, report
 
 
 def unread(grades: Grades) -> list[str]:

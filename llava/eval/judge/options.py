@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
 
 URL_VARIABLE = "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
+DEFAULT_ANCHOR_ITEMS = 20
+MIN_ANCHOR_ITEMS = 2
+"""A spread needs as many."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a judge's replies are read, and what it is asked besides to know how far to believe it."""
+
+    is_compat: bool = False
+    """Ask once, read scores as the original, and count what cannot be read as it does."""
+    swaps: bool = False
+    """Judge every pair of answers a second time, shown the other way round."""
+    anchor: Path | None = None
+    """An earlier store of replies to look for drift against."""
+    num_anchor_items: int = DEFAULT_ANCHOR_ITEMS
+
+    def __post_init__(self) -> None:
+        if self.num_anchor_items < MIN_ANCHOR_ITEMS:
+            raise UsageError(
+                f"--anchor-items is {self.num_anchor_items}",
+                remedy=f"Ask at least {MIN_ANCHOR_ITEMS} again: fewer have no spread.",
+            )
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether the judge is asked more than its verdicts."""
+        return self.swaps or self.anchor is not None
 
 
 def add_judge_arguments(parser: argparse._ActionsContainer) -> None:
@@ -50,7 +79,21 @@ def add_anchor_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--anchor", type=Path, metavar="STORE", help="ask what an earlier store asked again, and show drift"
     )
-    parser.add_argument("--anchor-items", type=int, default=20, metavar="N", help="of them (%(default)s)")
+    parser.add_argument(
+        "--anchor-items", type=int, default=DEFAULT_ANCHOR_ITEMS, metavar="N", help="of them (%(default)s)"
+    )
+
+
+def add_swap_argument(parser: argparse._ActionsContainer) -> None:
+    """Declare what looks for effects of the answers' order, where a judge compares two."""
+    parser.add_argument(
+        "--swap", action="store_true", help="judge again with the two answers the other way round"
+    )
+
+
+def judging_of(args: argparse.Namespace, *, swaps: bool = False) -> Judging:
+    """Return how the options of `add_anchor_arguments` and --compat have a judge asked; raises UsageError."""
+    return Judging(args.compat, swaps, args.anchor, args.anchor_items)
 
 
 def has_judge(args: argparse.Namespace) -> bool:

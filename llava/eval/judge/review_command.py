@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OptionParser, run
-from llava.eval.judge.options import add_anchor_arguments, add_judge_arguments, open_judge
+from llava.eval.judge.options import (
+    add_anchor_arguments,
+    add_judge_arguments,
+    add_swap_argument,
+    judging_of,
+    open_judge,
+)
 from llava.eval.judge.review import MAX_TOKENS, OWN_RULES, Kind, ReviewFiles, read_pairs
-from llava.eval.judge.reviewing import Reviewing, replies_path, review
+from llava.eval.judge.reviewing import replies_path, review
 
 JUDGES: dict[Kind, str] = {"text": "gpt-4", "visual": "gpt-4-0314", "bench": "gpt-4-0314"}
 """Whom the original asked; OpenAI has retired them."""
@@ -37,13 +43,13 @@ def _review(kind: Kind, prog: str, description: str, argv: Sequence[str]) -> int
     ours = parser.add_argument_group("ours")
     add_judge_arguments(ours)
     add_anchor_arguments(ours)
-    ours.add_argument("--swap", action="store_true", help="judge again with the answers the other way round")
+    add_swap_argument(ours)
     ours.add_argument("--compat", action="store_true", help="ask once, and average what cannot be read as -1")
     args = parser.parse_all(argv)
     files = ReviewFiles(
         kind, args.question, tuple(args.answer_list), None if kind == "text" else args.context, args.rule
     )
-    options = Reviewing(args.max_tokens, args.compat, args.swap, args.anchor, args.anchor_items)
+    judging = judging_of(args, swaps=args.swap)
     judge = open_judge(
         args,
         default_model=JUDGES[kind],
@@ -51,6 +57,6 @@ def _review(kind: Kind, prog: str, description: str, argv: Sequence[str]) -> int
         attempts=1 if args.compat else None,
     )
     try:
-        return review(read_pairs(files), judge, args.output, options)
+        return review(read_pairs(files), judge, args.output, judging, max_tokens=args.max_tokens)
     finally:
         judge.close()

@@ -16,6 +16,7 @@ from typing import Any
 from llava.command import EXIT_OK, EXIT_WITH_FAILURES, note
 from llava.errors import DataError, RemoteError
 from llava.eval.judge.judge import Judge, Verdict
+from llava.eval.judge.options import Judging
 from llava.eval.judge.review import (
     MAX_TOKENS,
     Pair,
@@ -26,25 +27,12 @@ from llava.eval.judge.review import (
     read_scores,
 )
 from llava.eval.judge.summary import summarise
-from llava.eval.judge.trust import drift, drift_lines, order_effect, order_lines
+from llava.eval.judge.trust import anchor_items, beside, drift, order_effect, report_path, trust_lines
+from llava.eval.questions import QuestionId
 from llava.files import write_json, write_jsonl
 from llava.journal import Journal, cut_torn_line
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Reviewing:
-    """How to review."""
-
-    max_tokens: int = MAX_TOKENS
-    is_compat: bool = False
-    """Ask once, read scores as the original, and average what cannot be read as -1."""
-    swaps: bool = False
-    """Judge every pair a second time with the answers the other way round."""
-    anchor: Path | None = None
-    """An earlier store of replies to look for drift against."""
-    num_anchor_items: int = 20
 
 
 @dataclass
@@ -56,42 +44,49 @@ class Outcome:
     """By question, why the judge gave no reply; asked again next time."""
 
 
-def beside(output: Path, ending: str) -> Path:
-    """Return the file of a pass that stands beside its output."""
-    return output.with_name(f"{output.name}.{ending}")
-
-
 def replies_path(output: Path) -> Path:
     """Return where the judge's replies are kept unless told otherwise."""
     return beside(output, "replies.jsonl")
 
 
-def review(found: Pairs, judge: Judge, output: Path, options: Reviewing | None = None) -> int:
+def review(
+    found: Pairs,
+    judge: Judge,
+    output: Path,
+    judging: Judging | None = None,
+    *,
+    max_tokens: int = MAX_TOKENS,
+) -> int:
     """Review what is not reviewed yet, write the report, and return the exit code.
 
     Raises DataError when `output` holds reviews of other answers, RemoteError when the judge fails several
     times in a row, UsageError when the budget is used up; what was asked until then is kept.
     """
-    options = options or Reviewing()
+    judging = judging or Judging()
     pairs, missing = found
     if not pairs:
         raise DataError("no question has both answers", remedy="Check the files.")
-    passes = [(output, False)] + ([(beside(output, "swapped.jsonl"), True)] if options.swaps else [])
+    # A store that cannot be used is worth knowing before anything is asked.
+    anchor = None if judging.anchor is None else anchor_items(judging, read_scores)
+    passes = [(output, False)] + ([(beside(output, "swapped.jsonl"), True)] if judging.swaps else [])
     done = [taken_up(path, pairs) for path, _ in passes]
     judge.announce(
         [
-            pair.request(is_swapped=is_swapped, max_tokens=options.max_tokens)
+            pair.request(is_swapped=is_swapped, max_tokens=max_tokens)
             for (_, is_swapped), known in zip(passes, done, strict=True)
             for pair in pairs
             if pair.number not in known
         ]
     )
     outcomes = [
-        _pass(judge, pairs, known, path, options, is_swapped=is_swapped)
+        _pass(
+            judge, pairs, known, path,
+            is_swapped=is_swapped, max_tokens=max_tokens, is_compat=judging.is_compat,
+        )
         for (path, is_swapped), known in zip(passes, done, strict=True)
-    ]
+    ]  # fmt: skip
     records = outcomes[0].records
-    summary = summarise(records, compat=options.is_compat)
+    summary = summarise(records, compat=judging.is_compat)
     report: Record = {
         "num_questions": len(pairs) + len(missing),
         "missing": list(missing),
@@ -99,23 +94,25 @@ def review(found: Pairs, judge: Judge, output: Path, options: Reviewing | None =
         "unread": list(summary.unread),
         "summary": summary.to_dict(),
     }
-    notices = list(summary.notices)
-    if missing:
-        notices.append(f"{len(missing)} questions lack an answer: not judged ({missing[0]}, ...)")
-    for outcome in outcomes:
-        notices += [f"question {identity}: no reply: {cause}" for identity, cause in outcome.failed.items()]
-    if options.swaps:
+    if judging.swaps:
         report["order"] = order_effect(records, outcomes[1].records)
-        notices += order_lines(report["order"])
-    if options.anchor is not None:
-        report["drift"] = drift(judge, options.anchor, read_scores, num_items=options.num_anchor_items)
-        notices += drift_lines(report["drift"])
+    if anchor is not None:
+        report["drift"] = drift(judge, anchor, read_scores)
+    notices = [*summary.notices, *_lost(missing, outcomes), *trust_lines(report)]
     report["judge"] = judge.describe()
-    write_json(beside(output, "report.json"), report | {"notices": notices})
+    write_json(report_path(output), report | {"notices": notices})
     for notice in notices:
         note(f"note: {notice}")
     is_whole = not missing and not summary.unread and not any(outcome.failed for outcome in outcomes)
     return EXIT_OK if is_whole else EXIT_WITH_FAILURES
+
+
+def _lost(missing: Sequence[QuestionId], outcomes: Sequence[Outcome]) -> list[str]:
+    """Say which questions have no review, and why."""
+    lines = [f"{len(missing)} questions lack an answer: not judged ({missing[0]}, ...)"] if missing else []
+    for outcome in outcomes:
+        lines += [f"question {identity}: no reply: {cause}" for identity, cause in outcome.failed.items()]
+    return lines
 
 
 def taken_up(path: Path, pairs: Sequence[Pair]) -> dict[int, Record]:
@@ -146,15 +143,16 @@ def _pass(
     pairs: Sequence[Pair],
     known: dict[int, Record],
     path: Path,
-    options: Reviewing,
     *,
     is_swapped: bool,
+    max_tokens: int,
+    is_compat: bool,
 ) -> Outcome:
     """Review the pairs that are not known, in their order, and keep each as soon as it is there."""
-    read = read_as_original if options.is_compat else read_scores
+    read = read_as_original if is_compat else read_scores
 
     def ask(pair: Pair) -> Verdict[Scores]:
-        return judge.ask_until(pair.request(is_swapped=is_swapped, max_tokens=options.max_tokens), read)
+        return judge.ask_until(pair.request(is_swapped=is_swapped, max_tokens=max_tokens), read)
 
     outcome = Outcome([])
     with Journal(path, sync_interval_s=0) as journal:

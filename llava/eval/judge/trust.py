@@ -1,4 +1,7 @@
-"""How far to believe a judge: whether the order of the answers moves it, and whether it has changed since."""
+"""How far to believe a judge: whether the order of the answers moves it, and whether it has changed since.
+
+What is found stands in `VERDICTS.report.json` beside the judge's verdicts, as "order" and "drift".
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,44 @@ from typing import Any
 
 from llava.errors import DataError, RemoteError
 from llava.eval.judge.judge import Judge
+from llava.eval.judge.options import Judging
 from llava.eval.judge.replies import StoredReply, read_store
 from llava.eval.judge.review import is_score, scores_of
 from llava.eval.statistics import seed_spread
+from llava.files import read_json
 
 MIN_ITEMS = 2
+FOUND = ("order", "drift")
+
+Read = Callable[[str], Sequence[float] | None]
+"""From a reply to its scores, None where it has none."""
+
+
+def beside(output: Path, ending: str) -> Path:
+    """Return the file that stands beside the judge's verdicts under its own ending."""
+    return output.with_name(f"{output.name}.{ending}")
+
+
+def report_path(output: Path) -> Path:
+    """Return where the report on a judge's verdicts is."""
+    return beside(output, "report.json")
+
+
+def stored_trust(output: Path) -> dict[str, Any]:
+    """Return what was found about the judge of some verdicts, and who it was; empty where nothing was.
+
+    Raises FileError for a report that cannot be read.
+    """
+    path = report_path(output)
+    report = read_json(path) if path.exists() else {}
+    found = {name: report[name] for name in FOUND if name in report}
+    return found | {"judge": report["judge"]["model"]} if found else {}
+
+
+def trust_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say in words what "order" and "drift" are, as far as they are there."""
+    lines = order_lines(found["order"]) if "order" in found else []
+    return lines + (drift_lines(found["drift"]) if "drift" in found else [])
 
 
 def order_effect(
@@ -23,25 +59,33 @@ def order_effect(
     """Compare reviews with those of the same answers shown the other way round, as JSON values.
 
     Scores are always (reference, model). `agreement`: the share of questions where both orders prefer the
-    same answer, or neither. `position_bias`: points that an answer gains by standing first, with its 95 %
-    interval. `relative`: the model in percent of the reference, over both orders.
+    same answer, or neither; `disagreeing`: the others. `position_bias`: points that an answer gains by
+    standing first, with its 95 % interval. `mean`: the scores of reference and model over both orders, 0 to
+    10; `relative`: the second in percent of the first.
     """
     others = {str(record["question_id"]): scores_of(record) for record in swapped}
-    both = [
-        (scores_of(record), others[str(record["question_id"])])
+    pairs = {
+        str(record["question_id"]): (scores_of(record), others[str(record["question_id"])])
         for record in records
         if str(record["question_id"]) in others
-    ]
-    both = [pair for pair in both if all(is_score(score) for own in pair for score in own)]
+    }
+    pairs = {
+        name: pair for name, pair in pairs.items() if all(is_score(score) for own in pair for score in own)
+    }
+    both = list(pairs.values())
     if len(both) < MIN_ITEMS:
         return {"num_questions": len(both)}
-    agreement = sum(_sign(one[0] - one[1]) == _sign(two[0] - two[1]) for one, two in both) / len(both)
+    disagreeing = [
+        name for name, (one, two) in pairs.items() if _sign(one[0] - one[1]) != _sign(two[0] - two[1])
+    ]
     gains = [((one[0] - one[1]) + (two[1] - two[0])) / 2 for one, two in both]
     first, second = (sum(one[place] + two[place] for one, two in both) for place in (0, 1))
     return {
         "num_questions": len(both),
-        "agreement": agreement,
+        "agreement": 1 - len(disagreeing) / len(both),
+        "disagreeing": disagreeing,
         "position_bias": _mean(gains),
+        "mean": [first / len(both) / 2, second / len(both) / 2],
         "relative": 100 * second / first if first else None,
     }
 
@@ -59,22 +103,28 @@ def order_lines(effect: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def drift(
-    judge: Judge, anchor: Path, read: Callable[[str], Sequence[float] | None], *, num_items: int
-) -> dict[str, Any]:
-    """Ask today's judge what an earlier store asked, and return how far its scores moved, as JSON values.
+def anchor_items(judging: Judging, read: Read) -> list[StoredReply]:
+    """Return the requests of the anchor to ask again, spread evenly over those whose replies can be read.
 
-    `num_items` requests are taken, spread evenly over the store. `differences`: today less then, for each
-    score of a reply, with 95 % intervals; `has_moved`: whether one of them excludes 0.
-    Raises FileError, DataError for a store without two replies that can be read, RemoteError, UsageError.
+    Raises FileError, DataError for a store without two replies that can be read.
     """
+    anchor = judging.anchor
+    assert anchor is not None
     stored = [own for own in read_store(anchor).values() if read(own.reply.text) is not None]
     if len(stored) < MIN_ITEMS:
         raise DataError(
             f"{anchor} has {len(stored)} replies that can be read", remedy="Give another --anchor."
         )
-    step = max(1.0, len(stored) / num_items)
-    chosen = [stored[int(place * step)] for place in range(min(num_items, len(stored)))]
+    step = max(1.0, len(stored) / judging.num_anchor_items)
+    return [stored[int(place * step)] for place in range(min(judging.num_anchor_items, len(stored)))]
+
+
+def drift(judge: Judge, chosen: Sequence[StoredReply], read: Read) -> dict[str, Any]:
+    """Ask today's judge what was asked then, and return how far its scores moved, as JSON values.
+
+    `differences`: today less then, for each score of a reply, with 95 % intervals; `has_moved`: whether one
+    of them excludes 0. Raises RemoteError, UsageError.
+    """
     sample = f"anchor {datetime.now(timezone.utc).date().isoformat()}"
     requests = {id(own): replace(own.request, sample=f"{sample} of {own.request.sample}") for own in chosen}
     judge.announce(list(requests.values()))

@@ -112,6 +112,8 @@ def test_mm_vet_is_graded_and_scored(tmp_path: Path, capsys: pytest.CaptureFixtu
     record = json.loads(capsys.readouterr().out)
     assert record["figures"] == {"total": 75, "ocr": 75, "rec": 100}
     assert record["details"]["cap_int"]["ocr_rec"] == 100
+    assert main(["eval", "score", *words, "--json", "--limit", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_items"] == 2
     grades = read_json(tmp_path / "answers-grades.json")
     grades["v1_0"]["content"] = ["well"]
     del grades["v1_3"]

@@ -12,6 +12,7 @@ import pytest
 from llava.errors import DataError, RemoteError
 from llava.eval import eval_gpt_review_bench, summarize_gpt_review
 from llava.eval.judge.judge import Judge
+from llava.eval.judge.options import Judging
 from llava.eval.judge.replies import ReplyStore
 from llava.eval.judge.review import (
     OWN_RULES,
@@ -23,8 +24,9 @@ from llava.eval.judge.review import (
     read_rules,
     read_scores,
 )
-from llava.eval.judge.reviewing import Reviewing, beside, review
+from llava.eval.judge.reviewing import review
 from llava.eval.judge.summary import summarise
+from llava.eval.judge.trust import beside
 from llava.files import write_jsonl
 from tests.eval.judge.fakes import Body, Script, in_turn, judge_of, served, write_bench
 
@@ -64,7 +66,7 @@ def test_requests_and_records_are_the_originals(
     )
     script = in_turn(*json.loads((folder / "judge_replies.json").read_text("utf-8")))
     judge = judge_of(script, model=model, concurrency=1, attempts=1)
-    assert review(read_pairs(files), judge, tmp_path / "out.jsonl", Reviewing(is_compat=True)) == 0
+    assert review(read_pairs(files), judge, tmp_path / "out.jsonl", Judging(is_compat=True)) == 0
     assert script.bodies == lines(folder / "expected_judge_calls.jsonl")
     assert lines(tmp_path / "out.jsonl") == lines(folder / "expected_reviews.jsonl")
 
@@ -77,7 +79,7 @@ def test_a_file_of_the_original_is_gone_on_with(original: Path, tmp_path: Path) 
     files = ReviewFiles("bench", folder / "questions.jsonl", answers, folder / "context.jsonl")
     script = in_turn(*json.loads((folder / "judge_replies.json").read_text("utf-8")))
     judge = judge_of(script, model="gpt-4-0314", concurrency=1, attempts=1)
-    review(read_pairs(files), judge, output, Reviewing(is_compat=True))
+    review(read_pairs(files), judge, output, Judging(is_compat=True))
     assert lines(output) == lines(folder / "expected_reviews_resumed_after_5.jsonl")
     assert len(script.bodies) == 19
 
@@ -253,7 +255,7 @@ def test_a_category_without_a_rule_and_a_picture_without_a_context_are_told(tmp_
 
 def swapped_run(tmp_path: Path, say: Any) -> dict[str, Any]:
     output = tmp_path / "out.jsonl"
-    assert review(pairs_of(write_bench(tmp_path)), judge_of(Script(say)), output, Reviewing(swaps=True)) == 0
+    assert review(pairs_of(write_bench(tmp_path)), judge_of(Script(say)), output, Judging(swaps=True)) == 0
     found: dict[str, Any] = report_of(output)["order"]
     return found
 
@@ -292,7 +294,7 @@ def test_a_judge_that_drifts_is_found_out_on_what_it_said_earlier(
     earlier.close()
     script = says(shift)
     output = tmp_path / "out.jsonl"
-    options = Reviewing(anchor=store, num_anchor_items=5)
+    options = Judging(anchor=store, num_anchor_items=5)
     review(pairs, judge_of(script, model="today"), output, options)
     found = report_of(output)["drift"]
     assert len(script.bodies) == 12 + 5

@@ -79,7 +79,7 @@ def test_what_cannot_be_is_said_in_one_line(
 
 def test_the_page_runs_beside_controller_and_worker_as_the_original_starts_it(place: Place) -> None:
     _, controller = place.controller()
-    page = place._start(
+    page = place.start(
         "page", "-m", "llava.serve.gradio_web_server",
         "--controller", controller, "--model-list-mode", "reload", "--port", "0",
     )  # fmt: skip
