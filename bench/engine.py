@@ -42,7 +42,16 @@ from llava.serve.bench.bandwidth import read_bandwidth
 
 NUM_THREADS = 2
 GENERATE, THREADS = "generate", "threads"
-BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "F16": 2.0, "Q8_0": 1.0, "Q4_K_M": 0.6}
+BYTES = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "int8": 1.0,
+    "int4": 0.5,
+    "F16": 2.0,
+    "Q8_0": 1.0,
+    "Q4_K_M": 0.6,
+}
 """Of a weight of a linear layer, scales left out."""
 
 
@@ -64,10 +73,12 @@ def peers_of(shape: str, work: Path, names: list[str]) -> dict[str, Peer]:
 
 
 def engine_of(name: str, folder: Path, work: Path) -> Engine:
-    """Return the engine of a name: "torch", "openvino int8", "llama.cpp Q8_0"."""
+    """Return the engine of a name: "torch", "openvino int8", "openvino bfloat16", "llama.cpp Q8_0"."""
     kind, _, form = name.partition(" ")
     if kind == "torch":
         return llava.load(folder, device="cpu", dtype="float32")
+    if form == "bfloat16":
+        return OpenVinoEngine.load(folder, format="float16", precision="bfloat16")
     if kind == "openvino":
         return OpenVinoEngine.load(folder, format=next(known for known in WEIGHT_FORMATS if known == form))
     target = work / f"{folder.name}-{form}"

@@ -1,6 +1,6 @@
 """Answering benchmark questions against the original's loop, on the same model.
 
-    python -m bench.eval [--model tiny|110M] [--engines torch openvino] [--questions N] [--rounds R]
+    python -m bench.eval [--model tiny|110M] [--engines torch openvino ...] [--questions N] [--rounds R]
 
 The original asks one question after the other: the picture is opened, padded and resized for each, its
 features are computed for each, and transformers' `generate` runs on a batch of one. Ours is what `llava eval`
@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,6 +55,12 @@ KINDS = (
     "icon",
     "number",
 )
+ENGINES: dict[str, dict[str, Any]] = {
+    "torch": {"engine": "torch"},
+    "openvino": {"engine": "openvino"},
+    "openvino-bfloat16": {"engine": "openvino", "dtype": "bfloat16"},
+}
+"""Of ours. The original's loop computes in float32."""
 MAX_NEW_TOKENS = {"tiny": 128, "110M": 3}
 
 
@@ -132,7 +139,7 @@ def measure(pattern: str, args: argparse.Namespace, checkpoint: Path) -> str:
     with TemporaryDirectory() as name:
         folder = Path(name)
         questions = make_questions(folder, questions_each, PATTERNS[pattern])
-        peer = llava.load(checkpoint, engine="torch")
+        peer = llava.load(checkpoint, engine="torch", dtype="float32")
         original_loop(peer, questions[:2], folder, length)
         for number in range(args.rounds):
             start = time.perf_counter()
@@ -140,7 +147,7 @@ def measure(pattern: str, args: argparse.Namespace, checkpoint: Path) -> str:
             seconds["original"] = seconds.get("original", 0.0) + time.perf_counter() - start
             for engine in args.engines:
                 # A fresh engine each round: nothing is remembered from the round before.
-                answerer = InProcess(llava.load(checkpoint, engine=engine), {})
+                answerer = InProcess(llava.load(checkpoint, **ENGINES[engine]), {})
                 warm = [Question("warm", "What is this?", None)]
                 ours(answerer, warm, folder, folder / f"warm-{engine}-{number}.jsonl", length)
                 start = time.perf_counter()
@@ -161,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.eval", description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=tuple(MAX_NEW_TOKENS), default="tiny")
-    parser.add_argument("--engines", nargs="+", choices=("torch", "openvino"), default=["torch"], help="ours")
+    parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=["torch"], help="ours")
     parser.add_argument("--questions", type=int, default=96, help="for each pattern (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     args = parser.parse_args(argv)
