@@ -76,7 +76,7 @@ def test_a_library_that_keeps_its_records_to_itself_is_in_the_file(tmp_path: Pat
     library.propagate = False
     try:
         with LogFile(tmp_path / "controller.log"):
-            library.warning("it is so")
+            library.error("it is so")  # the level that a program's start leaves it
     finally:
         library.propagate = before
     assert messages_of(tmp_path / "controller.log") == ["it is so"]

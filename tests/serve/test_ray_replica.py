@@ -184,7 +184,8 @@ async def collect(items: AsyncIterator[Any]) -> list[Any]:
 
 def test_a_replica_describes_itself_and_gives_pieces_and_the_answer(echo: EchoEngine) -> None:
     replica = new_replica()
-    assert replica.describe() == ("echo", "vicuna_v1", (), ModelOptions(bits=8), llava.__version__)
+    described = replica.describe()
+    assert described == ("echo", "vicuna_v1", (), False, ModelOptions(bits=8), llava.__version__)
     *pieces, answer = asyncio.run(collect(replica.answer(question(), "x")))
     assert isinstance(answer, Answer)
     assert "".join(pieces).strip() == answer.text == "heard: Hello pictures: []"
