@@ -48,9 +48,10 @@ chat:
 	if [ -t 0 ]; then exec $(BIN)/llava "$$@"; else exec $(BIN)/llava "$$@" </dev/null; fi
 
 # The tests' models are tiny: a second thread only waits for the first, and on a busy machine it waits long.
+# Two processes share the test files, since many tests wait for a server or a clock.
 test:
 	@$(SETUP) dev
-	@OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check:
 	@$(SETUP) dev
