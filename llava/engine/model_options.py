@@ -77,13 +77,16 @@ def add_quantisation_arguments(parser: argparse._ActionsContainer) -> None:
     bits.add_argument("--load-4bit", dest="bits", action="store_const", const=4, help="to 4 bits")
 
 
-def add_engine_argument(parser: argparse._ActionsContainer) -> None:
-    """Declare --engine."""
+def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare --engine and --dtype."""
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
         help="what answers (%(default)s: the fastest that is exact enough)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's own"
     )
 
 

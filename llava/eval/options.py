@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     device_map_of,
     device_present,
@@ -24,7 +24,7 @@ def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("ours")
     group.add_argument("--device", help="cpu, cuda, mps (default: the best present)")
     add_quantisation_arguments(group)
-    add_engine_argument(group)
+    add_engine_arguments(group)
     group.add_argument(
         "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="questions at a time (%(default)s)"
     )
@@ -64,6 +64,7 @@ def model_options_of(
         template=template,
         image_aspect=aspect,
         device_map=device_map_of(args.device) if args.gpus is None and args.workers == 1 else None,
+        dtype=args.dtype,
         engine=args.engine,
     )
 

@@ -14,7 +14,7 @@ from llava.command import OptionParser, run, say
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     device_map_of,
     device_present,
@@ -53,7 +53,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best present)")
     add_quantisation_arguments(parser)
-    add_engine_argument(parser)
+    add_engine_arguments(parser)
     return parser
 
 
@@ -83,6 +83,7 @@ def eval_model(args: argparse.Namespace) -> None:
         template=given.conv_mode,
         image_aspect="square" if given.compat else None,
         device_map=device_map_of(given.device),
+        dtype=given.dtype,
         engine=given.engine,
     )
     request = request_of(given.query, len(images))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 from llava.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_WITH_FAILURES, note, say
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     engine_settings,
     load_engine,
@@ -92,11 +92,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device-map", choices=("auto", "balanced"), help="spread the model's blocks over the GPUs"
     )
-    group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's own"
-    )
     add_quantisation_arguments(group)
-    add_engine_argument(group)
+    add_engine_arguments(group)
     group.add_argument(
         "--template", "--conv-mode", metavar="NAME", help="prompt template, over the checkpoint's"
     )

@@ -14,7 +14,7 @@ from llava.command import OptionParser, note
 from llava.command import run as run_command
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     device_map_of,
     device_present,
@@ -45,7 +45,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="(%(default)s)")
     add_quantisation_arguments(parser)
-    add_engine_argument(parser)
+    add_engine_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="print prompt and answer as they were")
     parser.add_argument("--image-aspect-ratio", choices=("pad", "square"), help="default: the checkpoint's")
     return parser
@@ -60,6 +60,7 @@ def _chat(args: argparse.Namespace) -> int:
         template=args.conv_mode,
         image_aspect=args.image_aspect_ratio,
         device_map=device_map_of(args.device),
+        dtype=args.dtype,
         engine=args.engine,
     )
     sampling = SamplingParams(temperature=args.temperature, max_new_tokens=args.max_new_tokens)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llava.command import note, say
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     load_engine,
 )
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, help=f"the port, or an error; by default {DEFAULT_PORT}, or a free one"
     )
-    add_engine_argument(parser)
+    add_engine_arguments(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best present)")
     add_quantisation_arguments(parser)
     access = parser.add_argument_group("access")
@@ -173,7 +173,9 @@ def _load(
 
     for name, path in named:
         note(f"loading {name}")
-        options = ModelOptions(path=path, engine=args.engine, device=args.device, bits=args.bits)
+        options = ModelOptions(
+            path=path, engine=args.engine, device=args.device, dtype=args.dtype, bits=args.bits
+        )
         models.add(name, load_engine(options) if ray is None else deploy(name, options, ray))
 
 

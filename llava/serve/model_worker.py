@@ -20,7 +20,7 @@ from llava.command import run as run_command
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.engine.model_options import (
     ModelOptions,
-    add_engine_argument,
+    add_engine_arguments,
     add_quantisation_arguments,
     device_map_of,
     device_present,
@@ -139,7 +139,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda, mps (default: the best present)")
     group.add_argument("--template", "--conv-mode", metavar="NAME", help="over the checkpoint's")
     add_quantisation_arguments(group)
-    add_engine_argument(group)
+    add_engine_arguments(group)
     group.add_argument("--multi-modal", action="store_true", help="taken for the original's sake; no effect")
     group.add_argument("--use-flash-attn", action="store_true", help="taken for LLaVA's sake; no effect")
 
@@ -209,6 +209,7 @@ def _model_options(args: argparse.Namespace) -> ModelOptions:
         device=args.device if is_endpoint else device_present(args.device),
         template=args.template,
         device_map=None if is_endpoint else device_map_of(args.device),
+        dtype=args.dtype,
         engine=args.engine,
         endpoint_model=args.endpoint_model,
         endpoint_concurrency=args.limit_model_concurrency if is_endpoint else None,

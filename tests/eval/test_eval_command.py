@@ -12,7 +12,7 @@ import pytest
 from llava.cli import main
 from llava.errors import ConfigError
 from llava.eval.benchmarks.custom import MATCHES, read_benchmark
-from llava.eval.options import devices_of, model_id_of
+from llava.eval.options import add_answering_arguments, devices_of, model_id_of, model_options_of
 from llava.eval.runs import read_runs
 
 ASKED = ("--engine", "torch", "--limit", "60")
@@ -229,3 +229,12 @@ def test_models_are_called_as_the_original_calls_them(path: str | None, name: st
 )
 def test_a_worker_for_each_device(gpus: str | None, workers: int, devices: list[str | None]) -> None:
     assert devices_of(argparse.Namespace(gpus=gpus, workers=workers, batch_size=1)) == devices
+
+
+def test_engine_and_dtype_reach_the_model() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-base")
+    add_answering_arguments(parser)
+    args = parser.parse_args(["--engine", "openvino", "--dtype", "bfloat16", "--device", "cpu"])
+    options = model_options_of(args, path=None, template=None)
+    assert (options.engine, options.dtype, options.device) == ("openvino", "bfloat16", "cpu")
