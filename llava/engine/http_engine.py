@@ -2,8 +2,7 @@
 
     submit -> JSON body (here, at once) -> events -> deltas -> PushedStream -> reader
 
-One thread with an asyncio loop carries all requests; how a request is written and an event read is each
-engine's own affair.
+How a request is written and an event read is each engine's own affair.
 """
 
 from __future__ import annotations
@@ -11,22 +10,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
+from llava.engine.client_engine import ClientEngine
 from llava.engine.counting import Counter
 from llava.engine.http_endpoint import Endpoint, HttpOptions
 from llava.engine.http_faults import Fault
-from llava.engine.loop_thread import LoopThread
-from llava.engine.protocol import DEFAULT_CONCURRENCY, Engine, OnAnswer, Statistics
 from llava.engine.pushed_stream import Counts, PushedStream
-from llava.engine.request import Answer, FinishReason, Request, TokenLogprob
-from llava.engine.windowed import answer_all
-from llava.errors import EngineBusyError, EngineError, ImageLimitError, PlaceholderError
+from llava.engine.request import FinishReason, Request, TokenLogprob
+from llava.errors import EngineBusyError, ImageLimitError, PlaceholderError
 from llava.templates import Picture
 
 
@@ -55,17 +51,15 @@ class Written(NamedTuple):
     """Pictures whose features were remembered."""
 
 
-class HttpEngine(Engine):
+class HttpEngine(ClientEngine):
     """Answers requests by a server's streaming API."""
 
     def __init__(self, endpoint: Endpoint, *, options: HttpOptions) -> None:
         """Ask `endpoint`, within the limits of `options`."""
+        super().__init__("llava-http-engine")
         self._options = options
         self._endpoint = endpoint
-        self._loop = LoopThread("llava-http-engine")
-        self._counter = Counter()
         self._slots = asyncio.Semaphore(options.max_concurrency)
-        self._is_closed = False
 
     @abstractmethod
     def _written(self, request: Request) -> Written:
@@ -98,29 +92,8 @@ class HttpEngine(Engine):
         )
         place = _Place(self._counter)
         self._counter.add(num_images=len(request.images), num_cached_images=written.num_cached_images)
-        stream.when_ended(self._count_end)
-        future = self._loop.start(self._answer(stream, written, place))
-        future.add_done_callback(lambda done: _settle(done, stream, place))
-        stream.when_ended(lambda ended: _stop_asking(ended, future))
+        self._carry(stream, self._answer(stream, written, place), when_over=place.leave)
         return stream
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        batch_size: int = DEFAULT_CONCURRENCY,
-        on_answer: OnAnswer | None = None,
-    ) -> list[Answer]:
-        """Answer many requests, at most `batch_size` of them at a time, and return the answers in order.
-
-        `on_answer(index, answer)` is called as each answer is finished, in the caller's thread. The first
-        error is raised as soon as it is known.
-        """
-        return answer_all(self.submit, requests, batch_size=batch_size, on_answer=on_answer)
-
-    def statistics(self) -> Statistics:
-        """Return what was done so far; may be called at any time, from any thread."""
-        return self._counter.now
 
     def close(self) -> None:
         """End what runs; later requests are refused. May be called twice."""
@@ -132,7 +105,7 @@ class HttpEngine(Engine):
         self._loop.close()
 
     async def _answer(self, stream: PushedStream, written: Written, place: _Place) -> None:
-        """Carry one request from beginning to end; what it raises ends the stream (`_settle`)."""
+        """Carry one request from beginning to end; what it raises ends the stream."""
         async with self._slots:
             if not place.leave():
                 return  # cancelled while it waited
@@ -170,24 +143,6 @@ class HttpEngine(Engine):
             )
         return reason
 
-    def _count_end(self, stream: PushedStream) -> None:
-        if stream.error is not None:
-            self._counter.add(num_failed=1)
-            return
-        answer = stream.answer
-        is_cancelled = answer.finish_reason == "cancelled"
-        self._counter.add(
-            num_cancelled=int(is_cancelled),
-            num_finished=int(not is_cancelled),
-            num_prompt_tokens=answer.num_prompt_tokens,
-            num_cached_tokens=answer.num_cached_tokens,
-            num_new_tokens=answer.num_new_tokens,
-        )
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise EngineError("the engine was closed", remedy="Load it again.")
-
     def _refuse_if_full(self) -> None:
         now, options = self._counter.now, self._options
         if now.num_waiting + now.num_running >= options.max_concurrency + options.max_waiting:
@@ -211,21 +166,6 @@ class _Place:
             return False
         self._counter.add(num_waiting=-1)
         return True
-
-
-def _settle(done: Future[None], stream: PushedStream, place: _Place) -> None:
-    """End the stream of a request whose coroutine has ended, if it has not ended itself."""
-    place.leave()
-    if done.cancelled():
-        stream.fail(EngineError("the engine was closed before the answer was finished"))
-    elif (error := done.exception()) is not None:
-        stream.fail(error)
-
-
-def _stop_asking(stream: PushedStream, future: Future[None]) -> None:
-    """Close the connection of a stream that its reader has cancelled."""
-    if stream.error is None and stream.answer.finish_reason == "cancelled":
-        future.cancel()
 
 
 def check_pictures(request: Request, *, max_images: int) -> None:

@@ -12,19 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from llava import __version__
-from llava.engine.counting import Counter
-from llava.engine.loop_thread import LoopThread
-from llava.engine.protocol import DEFAULT_CONCURRENCY, Engine, OnAnswer, Statistics
+from llava.engine.client_engine import ClientEngine
 from llava.engine.pushed_stream import Counts, PushedStream
 from llava.engine.request import Answer, Request
-from llava.engine.windowed import answer_all
-from llava.errors import EngineError, InternalError, LlavaError, RemoteError, WorkerLostError
+from llava.errors import InternalError, LlavaError, RemoteError, WorkerLostError
 from llava.log import get_logger
 from llava.templates import ChatTemplate, Turn, get_template
 
@@ -85,7 +81,7 @@ class Handle(Protocol):
         ...
 
 
-class RayEngine(Engine):
+class RayEngine(ClientEngine):
     """Answers requests by the replicas of one application of Ray Serve."""
 
     def __init__(self, handle: Handle, *, on_close: Callable[[], None] | None = None) -> None:
@@ -96,13 +92,11 @@ class RayEngine(Engine):
         """
         self._on_close = on_close
         self.description = _described(handle)
+        super().__init__("llava-ray-engine")
         self._answer = handle.options(method_name="answer", stream=True)
         self.notices = self.description.notices
         self.has_formats = self.description.has_formats
         self._template = get_template(self.description.template)
-        self._counter = Counter()
-        self._loop = LoopThread("llava-ray-engine")
-        self._is_closed = False
 
     @property
     def name(self) -> str:
@@ -116,30 +110,13 @@ class RayEngine(Engine):
 
     def submit(self, request: Request) -> PushedStream:
         """Send a request on; what is wrong with it is raised to the reader."""
-        if self._is_closed:
-            raise EngineError("the engine was closed", remedy="Load it again.")
+        self._refuse_if_closed()
         stream = PushedStream(num_logprobs=request.sampling.logprobs, start=perf_counter())
         affinity = affinity_of(request)  # here, since hashing a large picture would hold up the loop
         self._counter.add(num_running=1, num_images=len(request.images))
-        stream.when_ended(self._count_end)
-        future = self._loop.start(self._read(request, affinity, stream))
-        future.add_done_callback(lambda done: _settle(done, stream))
-        stream.when_ended(lambda ended: _stop_asking(ended, future))
+        stream.when_ended(lambda _: self._counter.add(num_running=-1))
+        self._carry(stream, self._read(request, affinity, stream))
         return stream
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        batch_size: int = DEFAULT_CONCURRENCY,
-        on_answer: OnAnswer | None = None,
-    ) -> list[Answer]:
-        """Answer many requests, at most `batch_size` of them at a time, and return the answers in order."""
-        return answer_all(self.submit, requests, batch_size=batch_size, on_answer=on_answer)
-
-    def statistics(self) -> Statistics:
-        """Return what went through this process."""
-        return self._counter.now
 
     def close(self) -> None:
         """End what runs, and the application if it is this process's own."""
@@ -151,7 +128,7 @@ class RayEngine(Engine):
             self._on_close()
 
     async def _read(self, request: Request, affinity: str, stream: PushedStream) -> None:
-        """Carry one request from beginning to end; what it raises ends the stream (`_settle`)."""
+        """Carry one request from beginning to end; what it raises ends the stream."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
@@ -185,21 +162,6 @@ class RayEngine(Engine):
             ) from None
         if not stream.has_ended:
             raise WorkerLostError("A replica broke off in the middle of the answer", remedy="Ask again.")
-
-    def _count_end(self, stream: PushedStream) -> None:
-        if stream.error is not None:
-            self._counter.add(num_running=-1, num_failed=1)
-            return
-        answer = stream.answer
-        is_cancelled = answer.finish_reason == "cancelled"
-        self._counter.add(
-            num_running=-1,
-            num_cancelled=int(is_cancelled),
-            num_finished=int(not is_cancelled),
-            num_prompt_tokens=answer.num_prompt_tokens,
-            num_cached_tokens=answer.num_cached_tokens,
-            num_new_tokens=answer.num_new_tokens,
-        )
 
 
 def _described(handle: Handle) -> Description:
@@ -244,20 +206,6 @@ def _finish(stream: PushedStream, answer: Answer) -> None:
     stream.count_image(answer.timing.image_s)
     stream.push("", num_tokens=0, logprobs=answer.logprobs or ())
     stream.finish(answer.finish_reason)
-
-
-def _settle(done: Future[None], stream: PushedStream) -> None:
-    """End the stream of a request whose coroutine has ended, if it has not ended itself."""
-    if done.cancelled():
-        stream.fail(EngineError("the engine was closed before the answer was finished"))
-    elif (error := done.exception()) is not None:
-        stream.fail(error)
-
-
-def _stop_asking(stream: PushedStream, future: Future[None]) -> None:
-    """Tell the replica that the reader of a stream has left."""
-    if stream.error is None and stream.answer.finish_reason == "cancelled":
-        future.cancel()
 
 
 def first_line(error: Exception) -> str:

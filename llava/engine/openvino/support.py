@@ -8,6 +8,7 @@ length) would be dropped without an error by the transformation, so only what wa
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def why_no_bfloat16(num_threads: int | None = None) -> str | None:
     return None
 
 
+@functools.cache
 def _num_threads(wanted: int | None) -> int:
     """Return how many threads a graph gets: OpenVINO knows affinity and a container's limits."""
     import openvino
