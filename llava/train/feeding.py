@@ -231,7 +231,3 @@ def _in_turn(engine: Engine, work: Callable[[], T]) -> T:
     result = work() if engine.rank == 0 else None
     engine.barrier()
     return work() if result is None else result
-
-
-def _id_in(content: object) -> str:
-    return str(content.get("id", "")) if isinstance(content, dict) else ""

@@ -67,11 +67,6 @@ class Rules:
         """The parts that get adapters."""
         return tuple(part for part in PARTS if self.of(part) == "lora")
 
-    @property
-    def is_language_model_frozen(self) -> bool:
-        """Whether the language model, embedding aside, stays as it is."""
-        return self.language_model == "none"
-
 
 @dataclass(frozen=True)
 class PartRow:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -25,13 +25,6 @@ from llava.train.muon import Muon
 _logger = get_logger(__name__)
 
 BatchT = TypeVar("BatchT")
-
-
-class BatchLoss(NamedTuple):
-    """Loss summed over a batch's targets, and how many targets there were."""
-
-    total: torch.Tensor
-    num_targets: int
 
 
 class Task(Protocol[BatchT]):
